@@ -1,0 +1,175 @@
+// Package hostname holds the rules for DNS host names: their canonical form,
+// what a wildcard covers, and which registrable domain a name belongs to. It is
+// the only place in edge that compares host names.
+//
+//	name, err := hostname.Parse("*.Bücher.example.") // "*.xn--bcher-kva.example"
+//	hostname.Covers("*.example.com", "api.example.com") // true
+//	hostname.Covers("*.example.com", "example.com")     // false: never the apex
+//	hostname.Covers("*.example.com", "a.b.example.com") // false: one label
+//
+// Every function takes and returns names in canonical form unless it says
+// otherwise: ASCII (IDNA), lower case, without the final dot.
+package hostname
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/net/idna"
+	"golang.org/x/net/publicsuffix"
+)
+
+const (
+	maxName  = 253 // RFC 1035 section 2.3.4, without the final dot
+	maxLabel = 63
+)
+
+// Parse returns the canonical form of s as a person writes it: any case, in
+// Unicode or ASCII, with or without a final dot, with or without a leading
+// "*." wildcard label (RFC 6125 section 6.4.3). IP addresses, ports and names
+// that DNS cannot hold are refused.
+func Parse(s string) (string, error) {
+	name, wildcard := strings.CutPrefix(strings.TrimSuffix(s, "."), "*.")
+	switch {
+	case name == "":
+		return "", fmt.Errorf("host name %q is empty", s)
+	case strings.Contains(name, "*"):
+		return "", fmt.Errorf("host name %q: a wildcard is the whole first label, as in *.example.com", s)
+	case strings.ContainsAny(name, ":/[]@ "):
+		return "", fmt.Errorf("host name %q: want a name without scheme, port or path", s)
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		return "", fmt.Errorf("host name %q is an IP address", s)
+	}
+	ascii, err := idna.Lookup.ToASCII(name)
+	if err != nil {
+		return "", fmt.Errorf("host name %q: %w", s, err)
+	}
+	if err := check(ascii); err != nil {
+		return "", fmt.Errorf("host name %q: %w", s, err)
+	}
+	if wildcard {
+		return "*." + ascii, nil
+	}
+	return ascii, nil
+}
+
+// check applies the length rules of RFC 1035 that IDNA leaves to DNS.
+func check(ascii string) error {
+	if len(ascii) > maxName {
+		return fmt.Errorf("longer than %d characters", maxName)
+	}
+	for label := range strings.SplitSeq(ascii, ".") {
+		if label == "" || len(label) > maxLabel {
+			return fmt.Errorf("a label has 1 to %d characters", maxLabel)
+		}
+	}
+	return nil
+}
+
+// FromHost returns the canonical host of a Host field, an :authority or a TLS
+// server name: without the port and the final dot, in lower case. IP literals
+// stay as they are, IPv6 without brackets. It is false when host cannot be a
+// host at all. It does not allocate when host is canonical already, and it does
+// not do IDNA: what clients send is ASCII (RFC 9110 section 7.2, RFC 6066).
+func FromHost(host string) (string, bool) {
+	if strings.HasPrefix(host, "[") { // IPv6 literal
+		end := strings.IndexByte(host, ']')
+		if end < 0 || !validPort(host[end+1:]) {
+			return "", false
+		}
+		addr, err := netip.ParseAddr(host[1:end])
+		return host[1:end], err == nil && addr.Is6() && addr.Zone() == ""
+	}
+	if colon := strings.IndexByte(host, ':'); colon >= 0 {
+		if !validPort(host[colon:]) {
+			return "", false
+		}
+		host = host[:colon]
+	}
+	host = strings.TrimSuffix(host, ".")
+	if host == "" || len(host) > maxName {
+		return "", false
+	}
+	upper := false
+	label := 0
+	for i := range len(host) {
+		switch c := host[i]; {
+		case c == '.':
+			if label == 0 {
+				return "", false
+			}
+			label = -1
+		case 'A' <= c && c <= 'Z':
+			upper = true
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
+		default:
+			return "", false
+		}
+		if label++; label > maxLabel {
+			return "", false
+		}
+	}
+	if upper {
+		host = strings.ToLower(host)
+	}
+	return host, true
+}
+
+// validPort accepts "" and ":" followed by digits (RFC 3986 section 3.2.3).
+func validPort(s string) bool {
+	if s == "" {
+		return true
+	}
+	if s[0] != ':' || len(s) > len(":65535") {
+		return false
+	}
+	for i := 1; i < len(s); i++ {
+		if s[i] < '0' || s[i] > '9' {
+			return false
+		}
+	}
+	return true
+}
+
+// IsWildcard reports whether name starts with a wildcard label.
+func IsWildcard(name string) bool { return strings.HasPrefix(name, "*.") }
+
+// Parent returns name without its first label: "b.c" for "a.b.c", "" for "c".
+func Parent(name string) string {
+	_, parent, _ := strings.Cut(name, ".")
+	return parent
+}
+
+// Wildcard returns the only wildcard that can cover name: "*.b.c" for "a.b.c"
+// and for "*.b.c" itself, "" for a name of one label.
+func Wildcard(name string) string {
+	parent := Parent(name)
+	if parent == "" {
+		return ""
+	}
+	return "*." + parent
+}
+
+// Covers reports whether a certificate or route for pattern is one for name:
+// they are equal, or pattern is the wildcard of name's parent. A wildcard
+// covers exactly one label and never the apex.
+func Covers(pattern, name string) bool {
+	if pattern == name {
+		return true
+	}
+	return IsWildcard(pattern) && len(name) > 0 && pattern[len("*."):] == Parent(name)
+}
+
+// Zone returns the registrable domain of name (the public suffix and one
+// label, https://publicsuffix.org), which is what CAs count limits by. A name
+// that is a public suffix itself is its own zone.
+func Zone(name string) string {
+	name = strings.TrimPrefix(name, "*.")
+	zone, err := publicsuffix.EffectiveTLDPlusOne(name)
+	if err != nil {
+		return name
+	}
+	return zone
+}

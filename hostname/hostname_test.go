@@ -1,0 +1,152 @@
+package hostname_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"edge/hostname"
+)
+
+func Example() {
+	name, _ := hostname.Parse("*.Bücher.example.")
+	fmt.Println(name)
+	fmt.Println(hostname.Covers(name, "api.xn--bcher-kva.example"))
+	fmt.Println(hostname.Covers(name, "xn--bcher-kva.example"))
+	fmt.Println(hostname.Zone("a.b.example.co.uk"))
+	// Output:
+	// *.xn--bcher-kva.example
+	// true
+	// false
+	// example.co.uk
+}
+
+func TestParseGivesTheCanonicalForm(t *testing.T) {
+	for in, want := range map[string]string{
+		"example.com":        "example.com",
+		"EXAMPLE.com.":       "example.com",
+		"*.Example.COM":      "*.example.com",
+		"bücher.example":     "xn--bcher-kva.example",
+		"localhost":          "localhost",
+		"_dmarc.example.com": "_dmarc.example.com",
+	} {
+		got, err := hostname.Parse(in)
+		if strings.HasPrefix(in, "_") { // underscores are no host names
+			if err == nil {
+				t.Errorf("Parse(%q) = %q, want an error", in, got)
+			}
+			continue
+		}
+		if err != nil || got != want {
+			t.Errorf("Parse(%q) = %q, %v; want %q", in, got, err, want)
+		}
+	}
+}
+
+func TestParseRefusesWhatIsNoHostName(t *testing.T) {
+	for _, in := range []string{
+		"", ".", "*.", "*", "a.*.b", "**.b", "f*.b", "10.0.0.1", "::1", "a:443", "https://a", "a/b", "a b", "a..b", ".a",
+		strings.Repeat("a", 64) + ".com", strings.Repeat("a.", 127) + "com", "u@a",
+	} {
+		if got, err := hostname.Parse(in); err == nil {
+			t.Errorf("Parse(%q) = %q, want an error", in, got)
+		}
+	}
+}
+
+func TestFromHostStripsPortCaseAndFinalDot(t *testing.T) {
+	for in, want := range map[string]string{
+		"example.com": "example.com", "Example.COM:8443": "example.com", "example.com.": "example.com", "example.com.:443": "example.com",
+		"example.com:": "example.com", "10.0.0.1:80": "10.0.0.1", "[::1]:443": "::1", "[2001:db8::1]": "2001:db8::1", "a_b.example.com": "a_b.example.com",
+	} {
+		if got, ok := hostname.FromHost(in); !ok || got != want {
+			t.Errorf("FromHost(%q) = %q, %v; want %q", in, got, ok, want)
+		}
+	}
+	for _, in := range []string{
+		"", ":443", "a:b", "a:99999999", "a b", "a/b", "a@b", "[::1", "[::1]x", "[fe80::1%eth0]", "a..b", ".a", "*.example.com", "a\x00b", "ä.example",
+		strings.Repeat("a", 64), strings.Repeat("a.", 127) + "com",
+	} {
+		if got, ok := hostname.FromHost(in); ok {
+			t.Errorf("FromHost(%q) = %q, want malformed", in, got)
+		}
+	}
+}
+
+func TestFromHostDoesNotAllocateOnCanonicalNames(t *testing.T) {
+	if n := testing.AllocsPerRun(100, func() { hostname.FromHost("llm.example.com:443") }); n != 0 {
+		t.Errorf("%v allocations, want 0", n)
+	}
+}
+
+func TestAWildcardCoversOneLabelAndNeverTheApex(t *testing.T) {
+	for _, c := range []struct {
+		pattern, name string
+		want          bool
+	}{
+		{"example.com", "example.com", true},
+		{"example.com", "www.example.com", false},
+		{"*.example.com", "www.example.com", true},
+		{"*.example.com", "example.com", false},
+		{"*.example.com", "a.b.example.com", false},
+		{"*.example.com", "*.example.com", true},
+		{"*.b.example.com", "*.example.com", false},
+		{"*.example.com", "wwwexample.com", false},
+		{"*.com", "", false},
+	} {
+		if got := hostname.Covers(c.pattern, c.name); got != c.want {
+			t.Errorf("Covers(%q, %q) = %v, want %v", c.pattern, c.name, got, c.want)
+		}
+	}
+}
+
+func TestWildcardAndParent(t *testing.T) {
+	for _, c := range [][3]string{
+		{"a.b.c", "b.c", "*.b.c"},
+		{"*.b.c", "b.c", "*.b.c"},
+		{"localhost", "", ""},
+	} {
+		if got := hostname.Parent(c[0]); got != c[1] {
+			t.Errorf("Parent(%q) = %q, want %q", c[0], got, c[1])
+		}
+		if got := hostname.Wildcard(c[0]); got != c[2] {
+			t.Errorf("Wildcard(%q) = %q, want %q", c[0], got, c[2])
+		}
+	}
+}
+
+func TestZoneIsTheRegistrableDomain(t *testing.T) {
+	for in, want := range map[string]string{
+		"a.b.example.com": "example.com", "*.example.com": "example.com", "example.com": "example.com",
+		"x.example.co.uk": "example.co.uk", "com": "com", "localhost": "localhost", "a.example.test": "example.test",
+	} {
+		if got := hostname.Zone(in); got != want {
+			t.Errorf("Zone(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+// A canonical name is a fixed point of both ways in, and its wildcard covers it.
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"example.com", "*.Bücher.example.", "10.0.0.1", "a..b", "xn--bcher-kva.example", "*.*"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		name, err := hostname.Parse(s)
+		if err != nil {
+			return
+		}
+		if again, err := hostname.Parse(name); err != nil || again != name {
+			t.Errorf("Parse(%q) = %q, but Parse of that = %q, %v", s, name, again, err)
+		}
+		if w := hostname.Wildcard(name); w != "" && !hostname.Covers(w, name) {
+			t.Errorf("%q does not cover %q", w, name)
+		}
+		if hostname.IsWildcard(name) {
+			return
+		}
+		if host, ok := hostname.FromHost(name); !ok || host != name {
+			t.Errorf("FromHost(%q) = %q, %v", name, host, ok)
+		}
+	})
+}
