@@ -14,6 +14,7 @@ package config
 
 import (
 	"crypto/tls"
+	"net/netip"
 	"time"
 )
 
@@ -33,6 +34,9 @@ type Config struct {
 	Drain        Drain
 	Warnings     []Problem // legal but probably wrong
 }
+
+// Prefix is a set of IP addresses.
+type Prefix = netip.Prefix
 
 // Protocol is an application protocol that a listener offers by ALPN.
 type Protocol string

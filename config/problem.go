@@ -1,0 +1,63 @@
+package config
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Pos is a place in a file. Lines and columns count from 1; the zero Pos means
+// the file as a whole.
+type Pos struct{ Line, Column int }
+
+// Problem is one thing that is wrong with a file, or probably wrong when it is
+// in Config.Warnings.
+type Problem struct {
+	File    string
+	Pos     Pos
+	Path    string // of the key: routes[3].pool; "" for the document
+	Message string // never contains a secret
+	Hint    string // what to do about it; may be empty
+}
+
+// Error returns file:line:col: path: message (hint).
+func (p Problem) Error() string {
+	var b strings.Builder
+	b.WriteString(p.File)
+	if p.Pos != (Pos{}) {
+		b.WriteString(":" + strconv.Itoa(p.Pos.Line) + ":" + strconv.Itoa(p.Pos.Column))
+	}
+	if p.Path != "" {
+		b.WriteString(": " + p.Path)
+	}
+	b.WriteString(": " + p.Message)
+	if p.Hint != "" {
+		b.WriteString(" (" + p.Hint + ")")
+	}
+	return b.String()
+}
+
+// Problems is everything that is wrong with a file, in the order of the file.
+type Problems []Problem
+
+// Error returns all problems, one a line.
+func (ps Problems) Error() string {
+	lines := make([]string, len(ps))
+	for i, p := range ps {
+		lines[i] = p.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// sort puts the problems in the order of the file.
+func (ps Problems) sort() {
+	slices.SortStableFunc(ps, func(a, b Problem) int {
+		return cmp.Or(
+			cmp.Compare(a.Pos.Line, b.Pos.Line),
+			cmp.Compare(a.Pos.Column, b.Pos.Column),
+			cmp.Compare(a.Path, b.Path),
+			cmp.Compare(a.Message, b.Message),
+		)
+	})
+}
