@@ -1,0 +1,176 @@
+// Package upstream sends requests to pools of model servers and streams their
+// replies back.
+//
+//	registry := upstream.NewRegistry(upstream.Options{})
+//	set, err := registry.Prepare(cfg.Pools) // changes nothing that is in force
+//	…
+//	set.Commit() // health checks start
+//	resp, err := set.Pool("gpu").Do(ctx, &upstream.Request{Method: "GET", Target: "/v1/models", Host: "api.example.com"})
+//
+// A Registry outlives configurations. A reload prepares a new Set from the same
+// Registry, commits it and closes the old one; what both name is shared:
+// connections by (scheme, address, TLS identity), health by (address, check),
+// counters by (pool, endpoint). So a reload costs no warm connection, forgets no
+// verdict about an endpoint and touches no running reply.
+//
+// # When a request is sent again
+//
+// Pool.Do tries up to Retry.Attempts distinct endpoints:
+//
+//   - An endpoint that cannot be dialled (refused, unreachable, handshake failed,
+//     pool's connect timeout) has accepted no byte, so any request moves on to
+//     another endpoint; nothing of its body was read yet.
+//   - A kept-alive connection that turns out dead before a byte was written is
+//     replaced by a fresh one, for any method. The body that was taken from
+//     the client meanwhile is replayed (Retry.Replay bytes of it are kept).
+//   - GET, HEAD, OPTIONS and TRACE, which are safe (RFC 9110 section 9.2.1), also
+//     move on when the connection was lost before the first byte of a reply.
+//   - Nothing else is sent again: not a POST of which a byte may have been
+//     accepted, also not with an Idempotency-Key; nothing after a byte of a reply,
+//     nothing after a first-byte timeout.
+//
+// # Limits of this engine
+//
+// The connections are net/http's Transport, for now. It does not tell whether a
+// kept-alive connection was closed by the server just before or just after a POST
+// arrived, so such a POST is a LostError; idle connections live 4 s, shorter than
+// the servers keep them, to make that rare. It closes the connection of a reply
+// that ended before the request did. It does not keep the order of fields with
+// different names, though it keeps that of equal names.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"time"
+
+	"edge/proxy/exchange"
+)
+
+// Options configure a Registry. The zero value is production.
+type Options struct {
+	Logger *slog.Logger // nil means slog.Default()
+
+	// Dial opens the connections to endpoints, for requests and health checks.
+	// It must respect ctx. nil means net.Dialer with TCP keep-alive.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Request is what a Pool sends. It is read until Do returns; Body, Trailer and
+// Interrupt are used until Response.Close (or the error of Do) returns, and
+// never after.
+type Request struct {
+	Method string
+	Target string // as it came: origin form ("/v1/models?x=1") or "*"
+	Host   string // the Host field; "" means the endpoint's own
+
+	// Header is sent as given, without the fields this package writes
+	// itself: Host, Content-Length, Transfer-Encoding, Trailer, Expect and the
+	// connection's own (Connection, Upgrade, Keep-Alive, Proxy-Connection).
+	Header exchange.Fields
+
+	Length int64     // bytes of Body; 0 is no body at all, -1 is unknown and sent chunked
+	Body   io.Reader // nil is no body
+
+	// Trailer, when not nil, is called after Body returned io.EOF; its fields are
+	// sent behind a chunked body. It is not called for a body of known Length.
+	Trailer func() exchange.Fields
+
+	// Interrupt makes a Read of Body that waits for the client return soon,
+	// with any error. It is called at most once, and only while such a Read
+	// blocks the end of the exchange: the reply is over, or the upstream is
+	// lost, or ctx is done. nil means the end waits for the Read.
+	Interrupt func()
+
+	// Interim is called for each 1xx reply but 101 before Do returns. nil
+	// drops them; more than 8 are an invalid response in any case.
+	Interim func(status int, f exchange.Fields)
+
+	// Upgrade asks for a websocket: Connection and Upgrade fields are added,
+	// Body is not sent. The answer is 101 with a Tunnel, or any other reply.
+	Upgrade bool
+
+	// FirstByte bounds the silence between the request sent and the head of the
+	// reply; the time spent waiting for the client's body does not count, the
+	// time an endpoint takes to accept a piece of it does. 0 is unlimited.
+	FirstByte time.Duration
+}
+
+// Errors of Do. Besides these it returns a *DialError, a *LostError or a
+// *BodyError, or an error that wraps the cause of the end of ctx.
+var (
+	// ErrNoEndpoint says that health checks hold every endpoint of the pool down.
+	ErrNoEndpoint = errors.New("no healthy endpoint")
+	// ErrFirstByteTimeout says that the request was sent and no reply began in time.
+	ErrFirstByteTimeout = errors.New("no reply in time")
+	// ErrInvalidResponse is wrapped by a LostError whose endpoint did answer, but not
+	// in HTTP/1.1 as we take it: malformed, a head over 64 KiB, too many 1xx.
+	ErrInvalidResponse = errors.New("invalid response")
+	// ErrBadRequest says that the request cannot be expressed in HTTP/1.1; it was not sent.
+	ErrBadRequest = errors.New("request cannot be sent")
+)
+
+// DialError says that no endpoint could be connected to, so that no byte of the
+// request was accepted by any.
+type DialError struct {
+	Endpoint string // the last one tried
+	Attempts int
+	Err      error // of the last attempt
+}
+
+// Error names the endpoint; it is for the log, not for clients.
+func (e *DialError) Error() string {
+	return fmt.Sprintf("dial %s (attempt %d): %v", e.Endpoint, e.Attempts, e.Err)
+}
+
+// Unwrap returns the cause of the last attempt.
+func (e *DialError) Unwrap() error { return e.Err }
+
+// Timeout reports whether the last attempt ran into the pool's connect timeout.
+func (e *DialError) Timeout() bool {
+	var t interface{ Timeout() bool }
+	return errors.As(e.Err, &t) && t.Timeout()
+}
+
+// LostError says that an endpoint accepted a connection, maybe the request too,
+// and then did not deliver a complete reply. Response.Read returns it as well.
+type LostError struct {
+	Endpoint string
+	Err      error
+}
+
+// Error names the endpoint; it is for the log, not for clients.
+func (e *LostError) Error() string { return fmt.Sprintf("lost %s: %v", e.Endpoint, e.Err) }
+
+// Unwrap returns the cause.
+func (e *LostError) Unwrap() error { return e.Err }
+
+// BodyError says that Request.Body failed, which is no fault of an endpoint. A
+// body shorter than Request.Length fails with io.ErrUnexpectedEOF.
+type BodyError struct{ Err error }
+
+// Error describes the cause.
+func (e *BodyError) Error() string { return fmt.Sprintf("read request body: %v", e.Err) }
+
+// Unwrap returns what Body.Read returned.
+func (e *BodyError) Unwrap() error { return e.Err }
+
+// PoolStatus is one pool of the committed configuration.
+type PoolStatus struct {
+	Name      string
+	Endpoints []EndpointStatus // in configured order
+}
+
+// EndpointStatus is what is known about one endpoint of a pool.
+type EndpointStatus struct {
+	URL       string
+	Healthy   bool      // false keeps requests away
+	Inflight  int       // requests whose reply has not been closed
+	Requests  uint64    // attempts since the pool first named the endpoint
+	LastError string    // of the last failed check or attempt; "" when there was none
+	Since     time.Time // of the last change of Healthy, or of the first sight
+}
