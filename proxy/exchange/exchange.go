@@ -1,0 +1,199 @@
+// Package exchange is the seam between the engines that speak HTTP on a
+// connection and the layers that decide what happens to a request.
+//
+// An [Exchange] is one request and its reply. A [Handler] answers it, a [Layer]
+// wraps a handler, and an [Engine] moves the bytes:
+//
+//	func hello(e *exchange.Exchange) {
+//		e.Status = 200
+//		e.Reply.Set("content-type", "text/plain")
+//		e.Write([]byte("hello " + e.Path))
+//	}
+//	http.ListenAndServe(addr, exchange.ToHTTP(hello, nil))
+//
+// A handler that returns has not ended its exchange: the reply may have been
+// handed on ([Exchange.Detach]). What must happen at the end is registered with
+// [Exchange.OnEnd]; a layer does no work after its next handler returned.
+//
+// Exchanges and their slices may be used again for another request after the
+// last OnEnd function returned; strings never are. Build with the tag
+// edgepoison to have every later call panic.
+package exchange
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Exchange is one request and its reply. Its fields and methods belong to the
+// goroutine that runs the handler, except Abort, Done and Context, which any
+// goroutine may call, and Read, which one other goroutine may call while the
+// handler writes. Nobody may touch it after its end (see OnEnd).
+type Exchange struct {
+	// The request. Target is the request-target exactly as received, Path the
+	// still escaped path of it ("*" for OPTIONS *, "" for CONNECT), Query what
+	// follows the first '?'. Host is the authority: of the target when that is
+	// in absolute-form (RFC 9112 3.2.2), else of the Host field, which Header
+	// does not repeat. Header keeps the order as far as the engine knows it.
+	Method, Target, Path, Query, Host string
+	Header                            Fields
+	Length                            int64 // of the body; -1 when unknown
+	Conn                              *Conn // never nil
+	Start                             time.Time
+
+	// The reply. The first Write or Flush commits Status (0 means 200) and
+	// Reply; later changes are ignored. A content-length in Reply is kept to: a
+	// shorter body breaks the reply. Connection and Transfer-Encoding belong to
+	// the engine, which heeds only "Connection: close". ReplyTrailer is sent at
+	// the end. Sent counts the bytes of the body.
+	Status       int
+	Reply        Fields
+	ReplyTrailer Fields
+	Sent         int64
+
+	// What the layers learned, for the record of the request.
+	RequestID string
+	Route     string
+	Pool      string
+	Endpoint  string
+	Attempts  int
+	Reason    string    // stable word of a fault; "" when all went well
+	Received  int64     // bytes of the request's body; set when OnEnd functions run
+	FirstByte time.Time // when the first byte of the backend's reply came
+	Err       error     // internal cause, for the log only
+
+	engine    Engine
+	committed bool
+	bodyless  bool  // the reply has no body, whatever is written
+	declared  int64 // content-length of the reply; -1 when it has none
+	src       Source
+	ends      []func(*Exchange)
+	poison    poison
+
+	readLeft int64 // what SetReadLimit leaves; below 0: no limit
+	readErr  error // what Read returned at the end of the body
+
+	readTimeout  atomic.Int64
+	writeTimeout atomic.Int64
+	received     atomic.Int64
+	aborted      atomic.Bool
+
+	mu     sync.Mutex
+	ended  bool
+	tunnel io.ReadWriteCloser
+	ctx    context.Context //nolint:containedctx // built on demand: most exchanges need none, and it costs 8 allocations
+	cancel context.CancelCauseFunc
+	unlink func() bool // stops watching the engine's context
+}
+
+// Handler answers an exchange. It returns when it has written the reply, or
+// after Detach.
+type Handler func(*Exchange)
+
+// Layer wraps a handler. It does no work after next returned and defers
+// nothing around it; that is what OnEnd is for.
+type Layer func(next Handler) Handler
+
+// Conn is what is known of a client's connection. The exchanges of one
+// connection share it; nobody changes it.
+type Conn struct {
+	Peer, Local netip.AddrPort
+	Protocol    string // "HTTP/1.0", "HTTP/1.1" or "HTTP/2.0"
+	Listener    string // name of the listener in the configuration
+	TLS         bool
+	ServerName  string               // SNI; "" without TLS
+	Policy      string               // TLS policy that the connection was accepted under
+	TLSState    *tls.ConnectionState // nil without TLS
+}
+
+// Source is the body of a reply that somebody else produces. Trailer is valid
+// after Read returned io.EOF. Read must fail soon after the Context of the
+// exchange is done, as nothing else interrupts it.
+type Source interface {
+	Read(p []byte) (int, error)
+	Trailer() Fields
+	Close() error
+}
+
+// Why an exchange went wrong. ErrClientGone, ErrAborted and ErrEnded are also
+// the causes of a cancelled Context.
+var (
+	ErrClientGone = errors.New("exchange: the client left")
+	ErrAborted    = errors.New("exchange: aborted")
+	ErrEnded      = errors.New("exchange: ended")
+	ErrNoTunnel   = errors.New("exchange: no tunnel")
+	ErrTooLarge   = errors.New("exchange: request body too large")
+	ErrLength     = errors.New("exchange: body differs from the declared content-length")
+)
+
+// Read reads the request's body. It returns io.EOF at its end, after which
+// Trailer is valid. After any other error the connection is not used again.
+func (e *Exchange) Read(p []byte) (int, error) { return 0, nil }
+
+// Trailer returns the trailer fields of the request, once Read returned io.EOF.
+func (e *Exchange) Trailer() Fields { return nil }
+
+// SetReadTimeout bounds the silence of the client within one Read, which then
+// fails with an error that is os.ErrDeadlineExceeded; 0 takes the bound away.
+func (e *Exchange) SetReadTimeout(d time.Duration) {}
+
+// SetReadLimit bounds the body to n bytes, from here on: a Read beyond them
+// fails with ErrTooLarge.
+func (e *Exchange) SetReadLimit(n int64) {}
+
+// Write sends a part of the reply's body, and before the first part the head.
+// What is written in answer to HEAD, or with a status that has no body, is
+// dropped. An error means that the client cannot get the rest.
+func (e *Exchange) Write(p []byte) (int, error) { return 0, nil }
+
+// Flush sends what was written so far, and the head when nothing was.
+func (e *Exchange) Flush() error { return nil }
+
+// SetWriteTimeout bounds how long a Write or Flush may go without progress;
+// beyond it the exchange is aborted. 0 takes the bound away.
+func (e *Exchange) SetWriteTimeout(d time.Duration) {}
+
+// Committed reports whether the head of the reply is fixed.
+func (e *Exchange) Committed() bool { return false }
+
+// Interim sends an informational reply, such as 103 Early Hints. It does
+// nothing after the commit, for HTTP/1.0 (RFC 9110 15.2) and for 101, which is
+// what Tunnel sends.
+func (e *Exchange) Interim(status int, f Fields) {}
+
+// OnEnd has f called when the exchange ends: once, after the last byte was
+// handed to the connection or the exchange was aborted, also when the handler
+// panicked. Functions run last first. The exchange must not be used after the
+// last of them returned.
+func (e *Exchange) OnEnd(f func(*Exchange)) {}
+
+// Detach hands the rest of the reply to the engine, which copies src to the
+// client after the handler returned, with a flush at every read, then sends the
+// trailers and closes src, once. If it reports false, the exchange cannot be
+// detached and src still belongs to the caller.
+func (e *Exchange) Detach(src Source) bool { return false }
+
+// Tunnel commits Reply with status 101 and gives up HTTP for this connection.
+// The result reads first what the client had sent behind its request; it has no
+// deadlines, it may have a CloseWrite method, and the engine closes it when the
+// handler returned. Errors are ErrNoTunnel where the protocol has no upgrade.
+func (e *Exchange) Tunnel() (io.ReadWriteCloser, error) { return nil, ErrNoTunnel }
+
+// Abort breaks the exchange: the client sees a reset or closed connection,
+// never a clean end. Reads and Writes under way fail. The OnEnd functions run
+// when the handler has returned.
+func (e *Exchange) Abort() {}
+
+// Done is closed when the client has left, when the exchange is aborted and
+// when it has ended.
+func (e *Exchange) Done() <-chan struct{} { return nil }
+
+// Context is Done for code that takes a context. Its cause is ErrClientGone,
+// ErrAborted or ErrEnded.
+func (e *Exchange) Context() context.Context { return nil }

@@ -1,0 +1,6 @@
+package exchange
+
+import "net/http"
+
+// FromHTTP serves a foreign handler.
+func FromHTTP(h http.Handler) Handler { return nil }
