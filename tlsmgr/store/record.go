@@ -1,0 +1,171 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	mathrand "math/rand/v2"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+)
+
+const (
+	recordFormat = 1
+	stateHeld    = "held"
+	stateFree    = "free"
+)
+
+// record is the lease object in the storage. Every write differs from the one
+// before in nonce, beat or state, so its version tells them apart.
+type record struct {
+	Format int       `json:"format"`
+	State  string    `json:"state"`  // held or free
+	Nonce  string    `json:"nonce"`  // random, per acquisition
+	Owner  string    `json:"owner"`  // for people
+	Beat   int64     `json:"beat"`   // heartbeats of this acquisition
+	Fence  int64     `json:"fence"`  // acquisitions of this lease so far
+	TTL    int64     `json:"ttl_ms"` // a duration: clocks of two machines are never compared
+	At     time.Time `json:"at"`     // for people
+}
+
+func newRecord(owner string, ttl time.Duration, fence int64) record {
+	return record{
+		Format: recordFormat, State: stateHeld, Nonce: rand.Text(), Owner: owner,
+		Fence: fence, TTL: ttl.Milliseconds(), At: time.Now().UTC(),
+	}
+}
+
+func (r record) encode() []byte {
+	b, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // a year beyond 9999
+	}
+	return append(b, '\n')
+}
+
+// ttl is how long the holder may be silent; fallback when the record does not
+// say.
+func (r record) ttl(fallback time.Duration) time.Duration {
+	if r.TTL <= 0 {
+		return fallback
+	}
+	return min(time.Duration(min(r.TTL, maxLeaseTTL.Milliseconds()))*time.Millisecond, maxLeaseTTL)
+}
+
+func (r record) holder() string {
+	return fmt.Sprintf("%q, fence %d, %s", r.Owner, r.Fence, r.State)
+}
+
+// readLease returns the record at key; a missing one is free with version "".
+// What cannot be understood, be it damage or a newer format, is somebody's:
+// it may be taken over when it does not change for a TTL.
+func (s *Store) readLease(ctx context.Context, key string) (record, Version, error) {
+	b, v, err := s.leases.get(ctx, key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return record{State: stateFree}, "", nil
+	}
+	if err != nil {
+		return record{}, "", err
+	}
+	var r record
+	if json.Unmarshal(b, &r) != nil || r.Format != recordFormat || r.State != stateFree && r.State != stateHeld {
+		return record{State: stateHeld, Owner: "unreadable record", Fence: r.Fence}, v, nil
+	}
+	return r, v, nil
+}
+
+// leaseKey is where the lease called name lives. Names that are not safe
+// component names as they are carry a digest, so that no two share an object.
+func leaseKey(name string) string {
+	const maxName = 100
+	safe := certmagic.StorageKeys.Safe(name)
+	if safe != name || len(safe) > maxName || safe[0] == '.' {
+		sum := sha256.Sum256([]byte(name))
+		safe = safe[:min(len(safe), maxName)] + "-" + hex.EncodeToString(sum[:8])
+	}
+	return "locks/" + safe + ".json"
+}
+
+// stopwatch measures how long a version has been seen unchanged, by our own
+// monotonic clock.
+type stopwatch struct {
+	version Version
+	since   time.Time
+}
+
+func (w *stopwatch) idle(v Version) time.Duration {
+	now := time.Now()
+	if w.since.IsZero() || v != w.version {
+		w.version, w.since = v, now
+	}
+	return now.Sub(w.since)
+}
+
+// pollInterval is 0.25 to 0.75 s at the default TTL, and less for a smaller.
+func pollInterval(ttl time.Duration) time.Duration {
+	mean := max(ttl/60, minPoll)
+	return mean/2 + mathrand.N(mean) //nolint:gosec // jitter, nothing depends on it being unpredictable
+}
+
+// queue is the line of one process for one lease.
+type queue struct {
+	slot    chan struct{} // full while somebody contends or holds
+	waiting int           // holders of a reference, guarded by Store.mu
+}
+
+// enqueue waits until this caller is the only one of its process to contend
+// for key. Without wait it reports false instead of waiting.
+func (s *Store) enqueue(ctx context.Context, key string, wait bool) (bool, error) {
+	s.mu.Lock()
+	q := s.queues[key]
+	if q == nil {
+		q = &queue{slot: make(chan struct{}, 1)}
+		s.queues[key] = q
+	}
+	q.waiting++
+	s.mu.Unlock()
+
+	err := context.Cause(ctx)
+	if err == nil {
+		select {
+		case q.slot <- struct{}{}:
+			return true, nil
+		default:
+		}
+		if wait {
+			select {
+			case q.slot <- struct{}{}:
+				return true, nil
+			case <-ctx.Done():
+				err = context.Cause(ctx)
+			case <-s.closing:
+				err = ErrClosed
+			}
+		}
+	}
+	s.leaveQueue(key, q)
+	return false, err
+}
+
+// dequeue undoes a successful enqueue.
+func (s *Store) dequeue(key string) {
+	s.mu.Lock()
+	q := s.queues[key]
+	s.mu.Unlock()
+	<-q.slot
+	s.leaveQueue(key, q)
+}
+
+func (s *Store) leaveQueue(key string, q *queue) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if q.waiting--; q.waiting == 0 {
+		delete(s.queues, key)
+	}
+}
