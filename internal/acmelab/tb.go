@@ -1,0 +1,46 @@
+package acmelab
+
+import "testing"
+
+// New is Start for a test.
+func New(tb testing.TB, o Options) *Lab {
+	tb.Helper()
+	l, err := Start(o)
+	return started(tb, l, err)
+}
+
+// NewDNS is StartDNS for a test.
+func NewDNS(tb testing.TB, o DNSOptions) *DNS {
+	tb.Helper()
+	d, err := StartDNS(o)
+	return started(tb, d, err)
+}
+
+// NewCA is StartCA for a test. The CA must come after the DNS server that it
+// asks, so that it ends before it.
+func NewCA(tb testing.TB, o CAOptions) *CA {
+	tb.Helper()
+	c, err := StartCA(o)
+	return started(tb, c, err)
+}
+
+// NewS3 is StartS3 for a test.
+func NewS3(tb testing.TB, buckets ...string) *S3 {
+	tb.Helper()
+	s, err := StartS3(S3Options{Buckets: buckets})
+	return started(tb, s, err)
+}
+
+// started fails the test on err and closes part at its end.
+func started[T interface{ Close() error }](tb testing.TB, part T, err error) T {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := part.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return part
+}
