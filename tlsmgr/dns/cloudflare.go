@@ -1,0 +1,182 @@
+package dns
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/libdns/cloudflare"
+	"github.com/libdns/libdns"
+	"golang.org/x/sync/errgroup"
+
+	"edge/config"
+)
+
+// Bounds of the conversation with Cloudflare, which allows 1200 requests in 5 min.
+const (
+	cloudflareTimeout  = 30 * time.Second // of one request
+	cloudflareParallel = 4                // requests under way at once
+	maxCloudflareBody  = 1 << 20          // bytes of a response
+)
+
+// Error codes of Cloudflare's API that are no failure for us.
+const (
+	cloudflareRecordExists  = 81057 // "Record already exists."
+	cloudflareIdentical     = 81058 // "An identical record already exists."
+	cloudflareRecordMissing = 81044 // "Record does not exist."
+)
+
+// useCloudflare prepares Cloudflare's API with a scoped token.
+func (p *provider) useCloudflare(c *config.Cloudflare, hc HTTPClient) error {
+	ref := c.Token
+	if ref.Ref == "" {
+		ref.Ref = "env:CLOUDFLARE_API_TOKEN"
+	}
+	token, err := ref.Load()
+	if err != nil {
+		return fmt.Errorf("cloudflare token: %w", err)
+	}
+	token = strings.TrimSpace(token)
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return errors.New("cloudflare token is no API token (make one with the permissions Zone:Zone:Read and Zone:DNS:Edit)")
+	}
+	if std, ok := hc.(*http.Client); hc == nil || ok && std == nil {
+		hc = &http.Client{
+			Timeout:       cloudflareTimeout,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
+	}
+	p.kind = "cloudflare"
+	p.secrets = []string{token}
+	p.backend = flare{&cloudflare.Provider{APIToken: token, HTTPClient: apiClient{hc}}}
+	p.explain = explainCloudflare
+	return nil
+}
+
+// flare gives the library one record at a time: it posts them singly anyway,
+// and stops at one that exists already.
+type flare struct {
+	api *cloudflare.Provider
+}
+
+// AppendRecords adds each record that is not there.
+func (f flare) AppendRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
+	return f.each(ctx, zone, records, f.api.AppendRecords, cloudflareRecordExists, cloudflareIdentical)
+}
+
+// DeleteRecords deletes each record that is there with just this value.
+func (f flare) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
+	return f.each(ctx, zone, records, f.api.DeleteRecords, cloudflareRecordMissing)
+}
+
+func (f flare) each(ctx context.Context, zone string, records []libdns.Record,
+	do func(context.Context, string, []libdns.Record) ([]libdns.Record, error), harmless ...int,
+) ([]libdns.Record, error) {
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.SetLimit(cloudflareParallel)
+	for _, r := range records {
+		eg.Go(func() error {
+			_, err := do(ctx, bare(zone), []libdns.Record{r}) // the API writes zone names without the dot
+			var said *cloudflareError
+			if errors.As(err, &said) && slices.ContainsFunc(harmless, said.has) {
+				return nil
+			}
+			return err
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		return nil, err
+	}
+	return records, nil
+}
+
+// apiClient bounds responses and turns refusals into *cloudflareError, which
+// the library hands through as it is; left alone, it makes text of them.
+type apiClient struct {
+	next HTTPClient
+}
+
+// Do sends one request.
+func (c apiClient) Do(req *http.Request) (*http.Response, error) {
+	resp, err := c.next.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	body := io.LimitReader(resp.Body, maxCloudflareBody)
+	if resp.StatusCode < 300 {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{body, resp.Body}
+		return resp, nil
+	}
+	defer resp.Body.Close() //nolint:errcheck // nothing more is wanted of it
+	said := &cloudflareError{status: resp.StatusCode}
+	var envelope struct {
+		Errors []cloudflareProblem `json:"errors"`
+	}
+	if json.NewDecoder(body).Decode(&envelope) == nil { // else a gateway's page, of no interest
+		said.problems = envelope.Errors
+	}
+	return nil, said
+}
+
+// cloudflareError is a response that is not 2xx.
+type cloudflareError struct {
+	status   int
+	problems []cloudflareProblem
+}
+
+type cloudflareProblem struct {
+	Code    int                 `json:"code"`
+	Message string              `json:"message"`
+	Chain   []cloudflareProblem `json:"error_chain"`
+}
+
+func (e *cloudflareError) Error() string {
+	text := fmt.Sprintf("HTTP %d", e.status)
+	for _, p := range e.problems {
+		text += fmt.Sprintf(", %d %s", p.Code, strings.TrimRight(oneLine(p.Message), "."))
+		for _, c := range p.Chain {
+			text += fmt.Sprintf(", %d %s", c.Code, strings.TrimRight(oneLine(c.Message), "."))
+		}
+	}
+	return oneLine(text)
+}
+
+func (e *cloudflareError) has(code int) bool {
+	return slices.ContainsFunc(e.problems, func(p cloudflareProblem) bool { return p.Code == code })
+}
+
+// explainCloudflare reads refusals of the API. A token that is malformed is
+// answered with 400 and code 6003.
+func explainCloudflare(err error) refusal {
+	const permissions = "the token needs the permissions Zone:Zone:Read and Zone:DNS:Edit for this zone, and must not have expired"
+	var said *cloudflareError
+	if errors.As(err, &said) {
+		switch {
+		case said.status == http.StatusUnauthorized, said.status == http.StatusForbidden, said.has(6003), said.has(9109), said.has(10000):
+			return refusal{"the token is refused: " + said.Error(), permissions}
+		case said.status == http.StatusTooManyRequests:
+			return refusal{"too many requests: " + said.Error(), "Cloudflare allows 1200 in 5 minutes; who else uses this account?"}
+		case said.status >= http.StatusInternalServerError:
+			return refusal{"Cloudflare is in trouble: " + said.Error(), "see www.cloudflarestatus.com"}
+		}
+		return refusal{reason: said.Error()}
+	}
+	switch {
+	case strings.Contains(err.Error(), "expected 1 zone, got 0"):
+		return refusal{"the token sees no such zone", permissions}
+	case strings.Contains(err.Error(), "expected 1 zone"):
+		return refusal{"the token sees several zones of this name", "restrict it to one account"}
+	case isNetwork(err):
+		return refusal{"api.cloudflare.com cannot be reached: " + reason(err), "edge needs HTTPS to it, HTTPS_PROXY is heeded"}
+	}
+	return refusal{reason: oneLine(err.Error())}
+}

@@ -1,0 +1,126 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	miekg "github.com/miekg/dns"
+)
+
+// maxReason bounds what a message repeats of a provider's own words.
+const maxReason = 300
+
+// refusal is why a provider did not do what it was asked, in one line.
+type refusal struct {
+	reason string
+	hint   string // "" when there is nothing to advise
+}
+
+// providerError says which provider refused what, and why. It matches the cause
+// with errors.Is and errors.As.
+type providerError struct {
+	text  string
+	cause error
+}
+
+func (e *providerError) Error() string { return e.text }
+
+func (e *providerError) Unwrap() error { return e.cause }
+
+// fail turns the error of a library into a message: one line, with a hint, and
+// without any of the provider's secrets.
+func (p *provider) fail(operation, zone string, err error) error {
+	why := p.explain(err)
+	if errors.Is(err, context.Canceled) {
+		why = refusal{reason: "cancelled"}
+	}
+	text := why.reason
+	if why.hint != "" {
+		text += " (" + why.hint + ")"
+	}
+	for _, secret := range p.secrets {
+		text = strings.ReplaceAll(text, secret, "[redacted]")
+	}
+	return &providerError{
+		text:  fmt.Sprintf("%s zone %s: provider %s (%s): %s", operation, bare(zone), p.name, p.kind, text),
+		cause: err,
+	}
+}
+
+// explainUpdate reads the errors of libdns/rfc2136. Its library drops the
+// message when the signature of the answer does not verify, which is also how
+// the unsigned refusal of an unknown key looks (RFC 8945, section 5.2.1).
+func explainUpdate(err error, key, server string) refusal {
+	text := err.Error()
+	switch {
+	case errors.Is(err, miekg.ErrTime) || strings.Contains(text, "BADTIME"):
+		return refusal{server + " and this machine disagree about the time", "set both clocks; TSIG allows 5 minutes"}
+	case errors.Is(err, miekg.ErrSig), errors.Is(err, miekg.ErrAuth), errors.Is(err, miekg.ErrSecret), errors.Is(err, miekg.ErrKeyAlg),
+		strings.Contains(text, "BADKEY"), strings.Contains(text, "BADSIG"):
+		return refusal{fmt.Sprintf("%s does not accept TSIG key %s", server, bare(key)), "check key_name, key_algorithm and key against the server's key clause"}
+	case strings.Contains(text, `"NOTAUTH"`):
+		return refusal{fmt.Sprintf("%s answers NOTAUTH: it does not know TSIG key %s, or is not a primary of the zone", server, bare(key)),
+			"check key_name and key, and that server is the zone's primary"}
+	case strings.Contains(text, `"REFUSED"`):
+		return refusal{fmt.Sprintf("%s answers REFUSED: TSIG key %s may not change these records", server, bare(key)),
+			"allow it in the zone's update-policy, for example: grant KEY wildcard _acme-challenge.* TXT"}
+	case strings.Contains(text, `"NOTZONE"`), strings.Contains(text, `"NOTIMP"`):
+		return refusal{server + ": " + oneLine(text), "is server the zone's primary, and are dynamic updates on?"}
+	case isNetwork(err):
+		return refusal{fmt.Sprintf("%s cannot be reached: %s", server, reason(err)), "updates go to server by TCP"}
+	}
+	return refusal{reason: server + ": " + oneLine(text)}
+}
+
+// isNetwork tells a connection that failed from an answer that says no.
+func isNetwork(err error) bool {
+	var op *net.OpError
+	var name *net.DNSError
+	return errors.As(err, &op) || errors.As(err, &name) || isTimeout(err)
+}
+
+// reason is an error of the network without the addresses that the caller
+// names anyway.
+func reason(err error) string {
+	var errno syscall.Errno
+	var name *net.DNSError
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "cancelled"
+	case errors.As(err, &errno) && !errno.Timeout():
+		return errno.Error()
+	case errors.As(err, &name):
+		return "host name not found"
+	case isTimeout(err), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return "i/o timeout"
+	}
+	return oneLine(err.Error())
+}
+
+// rcode is a response code by its name.
+func rcode(code int) string {
+	if s, ok := miekg.RcodeToString[code]; ok {
+		return s
+	}
+	return fmt.Sprintf("RCODE%d", code)
+}
+
+// oneLine makes text of unknown origin fit for a message.
+func oneLine(text string) string {
+	text = strings.Join(strings.Fields(text), " ")
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return -1
+		}
+		return r
+	}, text)
+	if len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
+	}
+	return text
+}
