@@ -362,7 +362,7 @@ func (l *lineLog) Enabled(context.Context, slog.Level) bool {
 }
 
 // Handle implements slog.Handler.
-func (l *lineLog) Handle(_ context.Context, r slog.Record) error { //nolint:gocritic // the interface passes it by value
+func (l *lineLog) Handle(_ context.Context, r slog.Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.to != nil {

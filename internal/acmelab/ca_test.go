@@ -45,13 +45,13 @@ func (s solver) record(ch acme.Challenge) (zone string, recs []libdns.Record) {
 	return zone, []libdns.Record{libdns.TXT{Name: libdns.RelativeName(fqdn, zone), Text: ch.DNS01KeyAuthorization(), TTL: time.Second}}
 }
 
-func (s solver) Present(ctx context.Context, ch acme.Challenge) error { //nolint:gocritic // the interface passes it by value
+func (s solver) Present(ctx context.Context, ch acme.Challenge) error {
 	zone, recs := s.record(ch)
 	_, err := s.dns.AppendRecords(ctx, zone, recs)
 	return err
 }
 
-func (s solver) CleanUp(ctx context.Context, ch acme.Challenge) error { //nolint:gocritic // the interface passes it by value
+func (s solver) CleanUp(ctx context.Context, ch acme.Challenge) error {
 	zone, recs := s.record(ch)
 	_, err := s.dns.DeleteRecords(ctx, zone, recs)
 	return err
@@ -104,7 +104,7 @@ func account(tb testing.TB, c *acmez.Client) acme.Account {
 	return acct
 }
 
-func obtain(tb testing.TB, ca *acmelab.CA, c *acmez.Client, acct acme.Account, names ...string) (acme.Certificate, *x509.Certificate) { //nolint:gocritic // acmez takes accounts by value
+func obtain(tb testing.TB, ca *acmelab.CA, c *acmez.Client, acct acme.Account, names ...string) (acme.Certificate, *x509.Certificate) {
 	tb.Helper()
 	certs, err := c.ObtainCertificateForSANs(tb.Context(), acct, key(tb), names)
 	if err != nil {
