@@ -222,7 +222,7 @@ type Limits struct {
 // path; the most specific route wins (exact host, wildcard, any; exact path,
 // longest segment prefix; then file order).
 type Route struct {
-	Name      string // "routes[2]" when not named
+	Name      string   // "routes[2]" when not named
 	Hosts     []string // canonical; "*.zone" is a wildcard of one label; empty means any host
 	Path      string   // "/" and segment prefixes "/v1"; with Exact only "/v1" itself
 	Exact     bool

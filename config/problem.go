@@ -13,7 +13,7 @@ type Pos struct{ Line, Column int }
 
 // Problem is one thing that is wrong with a file, or probably wrong when it is
 // in Config.Warnings.
-type Problem struct {
+type Problem struct { //nolint:errname // a Problem is an error now and then, a line of advice always
 	File    string
 	Pos     Pos
 	Path    string // of the key: routes[3].pool; "" for the document
@@ -39,7 +39,7 @@ func (p Problem) Error() string {
 }
 
 // Problems is everything that is wrong with a file, in the order of the file.
-type Problems []Problem
+type Problems []Problem //nolint:errname // the list of them
 
 // Error returns all problems, one a line.
 func (ps Problems) Error() string {

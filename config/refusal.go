@@ -1,0 +1,353 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// A refusal is a Problem without its place. Every message of this package is
+// made by one of the constructors below, and a test demands that the fixtures
+// in testdata/ show each of them. None takes a value that may hold a secret.
+type refusal struct{ message, hint string }
+
+// The document as a whole.
+
+func cannotRead(cause error) *refusal {
+	return &refusal{fmt.Sprintf("cannot read the configuration: %v", cause), "name a file with --config, or start from the annotated routes.yaml"}
+}
+
+func tooLarge(limit int) *refusal {
+	return &refusal{fmt.Sprintf("larger than %d KiB", limit>>10), "routes.yaml holds no data; keep certificates and keys in files of their own"}
+}
+
+func badSyntax(cause string) *refusal {
+	return &refusal{"not valid YAML: " + cause, ""}
+}
+
+func badTab() *refusal {
+	return &refusal{"not valid YAML: a tab cannot indent", "use spaces"}
+}
+
+func badEncoding() *refusal {
+	return &refusal{"not UTF-8 text", "save the file as UTF-8"}
+}
+
+func secondDocument() *refusal {
+	return &refusal{"a second YAML document starts here", "one file holds one configuration; remove the line with --- or ..."}
+}
+
+func emptyDocument() *refusal {
+	return &refusal{"the file is empty", `the smallest configuration has "version: 1", "acme:" and "routes:"`}
+}
+
+func noAlias() *refusal {
+	return &refusal{"YAML anchors and aliases are not allowed", "write the value out; named pools and policies can be shared"}
+}
+
+func noTag(tag string) *refusal {
+	return &refusal{fmt.Sprintf("YAML tag %s is not allowed", tag), "remove it"}
+}
+
+// Keys and shapes.
+
+func unknownKey(key string, known []string) *refusal {
+	r := &refusal{message: fmt.Sprintf("unknown key %q", key)}
+	if near := nearest(key, known); near != "" {
+		r.hint = fmt.Sprintf("did you mean %q?", near)
+	} else {
+		r.hint = "known keys: " + strings.Join(known, ", ")
+	}
+	return r
+}
+
+func duplicateKey(key string, line int) *refusal {
+	return &refusal{fmt.Sprintf("key %q is here twice", key), fmt.Sprintf("the first is in line %d", line)}
+}
+
+func badKey() *refusal {
+	return &refusal{"a key must be plain text", ""}
+}
+
+func missingKey(key string) *refusal {
+	return &refusal{fmt.Sprintf("%q is missing", key), ""}
+}
+
+func wrongShape(want, got string) *refusal {
+	return &refusal{fmt.Sprintf("want %s, got %s", want, got), ""}
+}
+
+func emptyList() *refusal {
+	return &refusal{"the list is empty", "remove the key or add an item"}
+}
+
+func notYet() *refusal {
+	return &refusal{"not supported yet", "this version of edge does not know it; remove it"}
+}
+
+func notYetValue(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not supported yet", value), "this version of edge does not know it"}
+}
+
+func exclusive(a, b, hint string) *refusal {
+	return &refusal{fmt.Sprintf("%q and %q exclude each other", a, b), hint}
+}
+
+func wantOneOf(keys []string) *refusal {
+	return &refusal{"want exactly one of the keys " + strings.Join(keys, ", "), ""}
+}
+
+func badVersion(got string) *refusal {
+	return &refusal{fmt.Sprintf("version %s is not known", got), "this edge reads version: 1"}
+}
+
+// Scalars.
+
+func badChoice(value string, allowed []string) *refusal {
+	r := &refusal{fmt.Sprintf("unknown value %q", value), "one of: " + strings.Join(allowed, ", ")}
+	if near := nearest(value, allowed); near != "" {
+		r.hint = fmt.Sprintf("did you mean %q?", near)
+	}
+	return r
+}
+
+func badDuration(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not a duration", value), "like 500ms, 90s, 10m, 1h30m or 7d"}
+}
+
+func badSize(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not a size", value), "like 512B, 32KiB, 64MiB or 1GiB"}
+}
+
+func badInteger(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not a whole number", value), ""}
+}
+
+func badBoolean(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is neither true nor false", value), ""}
+}
+
+func outOfRange(value, least, most string) *refusal {
+	return &refusal{fmt.Sprintf("%s is out of range", value), fmt.Sprintf("from %s to %s", least, most)}
+}
+
+func cannotBeOff() *refusal {
+	return &refusal{"this cannot be off", "every wait has an end; give a long duration instead"}
+}
+
+func badName(name string) *refusal {
+	return &refusal{fmt.Sprintf("%q cannot be a name", name), "1 to 64 letters, digits, dots, dashes or underscores; it starts with a letter or digit"}
+}
+
+func inlineSecret() *refusal {
+	return &refusal{"a secret cannot be written here", `refer to it: "env:NAME", "file:/path" or "credential:NAME"`}
+}
+
+func badHost(cause error) *refusal {
+	return &refusal{"not a name to serve: " + cause.Error(), ""}
+}
+
+func publicWildcard(name, suffix string) *refusal {
+	return &refusal{fmt.Sprintf("%q covers everything below the public suffix %q", name, suffix), "no CA signs it; name the domain, as in *.example." + suffix}
+}
+
+func badZone(zone string) *refusal {
+	return &refusal{fmt.Sprintf("zone %q has a wildcard", zone), "write the zone alone, as in example.com"}
+}
+
+func badAddress(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not host:port", value), `like ":443", "10.0.0.1:8443" or "[::1]:443"; the port is a number`}
+}
+
+func badPrefix(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is neither an IP address nor a range", value), "like 10.0.0.0/8 or 192.0.2.1"}
+}
+
+func badPath(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not a path to match", value), `"/v1" is /v1 and everything below, "=/v1" is /v1 alone; no query, no escapes, no empty segments`}
+}
+
+func badTarget(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not a path to ask", value), "like /health or /v1/models?ready=1"}
+}
+
+func badEndpoint() *refusal {
+	return &refusal{"an endpoint is scheme://host:port", `like "http://10.0.0.11:8000"; http or https, no user, path or query: the request keeps its own path`}
+}
+
+func badDirectory() *refusal {
+	return &refusal{"not an ACME directory", "letsencrypt, letsencrypt-staging or an https:// URL without user; http:// only on a loopback address"}
+}
+
+func badEmail(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not an e-mail address", value), "like ops@example.com"}
+}
+
+func badStorage(hint string) *refusal {
+	return &refusal{"not a storage URL", hint}
+}
+
+func badStorageOption(key string) *refusal {
+	return &refusal{fmt.Sprintf("unknown or malformed option %q in the storage URL", key), "region=NAME, endpoint=https://host:port, path_style=true or false"}
+}
+
+func badSocket(limit int) *refusal {
+	return &refusal{fmt.Sprintf("a socket path has at most %d bytes", limit), "unix(7) allows no more"}
+}
+
+// References between the parts.
+
+func unknownName(kind, name string, known []string) *refusal {
+	hint := "there are none"
+	if len(known) > 0 {
+		hint = plural(kind) + ": " + strings.Join(known, ", ")
+	}
+	return &refusal{fmt.Sprintf("no %s %q", kind, name), hint}
+}
+
+func repeated(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is listed twice", value), ""}
+}
+
+func nameTaken(name, where string) *refusal {
+	return &refusal{fmt.Sprintf("the name %q is taken by %s", name, where), ""}
+}
+
+// Listeners.
+
+func notForRedirect(key string) *refusal {
+	return &refusal{fmt.Sprintf("a redirecting listener has no %q", key), "it only sends clients to https"}
+}
+
+func noTLSListener() *refusal {
+	return &refusal{"every listener redirects", "add one that serves, like https: {address: \":443\"}"}
+}
+
+func sameAddress(address, other string) *refusal {
+	return &refusal{fmt.Sprintf("address %q is taken by listener %q", address, other), ""}
+}
+
+func routeOnRedirect(name string) *refusal {
+	return &refusal{fmt.Sprintf("listener %q redirects and serves no routes", name), ""}
+}
+
+// Certificates.
+
+func noProvider() *refusal {
+	return &refusal{"dns-01 needs a DNS provider", "add challenge: {providers: [NAME]} and define NAME under providers:"}
+}
+
+func ambiguousZone(zone, a, b string) *refusal {
+	if zone == "" {
+		return &refusal{fmt.Sprintf("providers %q and %q both serve any zone", a, b), "give them zones:"}
+	}
+	return &refusal{fmt.Sprintf("providers %q and %q both serve zone %q", a, b, zone), "one zone has one provider"}
+}
+
+func chooseIssuer(issuers []string) *refusal {
+	return &refusal{"which issuer is it?", "set certificate_defaults: {issuers: [NAME]}; issuers: " + strings.Join(issuers, ", ")}
+}
+
+func noIssuer(host string) *refusal {
+	return &refusal{fmt.Sprintf("no certificate covers %q", host), `let edge obtain it, with acme: {email: you@example.com, dns: cloudflare}, or name a file under certificates:`}
+}
+
+func nameInTwoCertificates(name, other string) *refusal {
+	return &refusal{fmt.Sprintf("%q is in certificate %q already", name, other), "one name has one certificate"}
+}
+
+func coveredByWildcard(name, wildcard string) *refusal {
+	return &refusal{fmt.Sprintf("%q is covered by %q in the same certificate", name, wildcard), "remove it; CAs refuse both together"}
+}
+
+func bundleTooLarge(names, limit int, issuer string) *refusal {
+	return &refusal{fmt.Sprintf("%d names in one certificate; issuer %q signs at most %d", names, issuer, limit), "split it; Let's Encrypt signs 25 with its profiles tlsserver and shortlived, 100 with classic"}
+}
+
+// Routes and pools.
+
+func noBackend() *refusal {
+	return &refusal{"the route leads nowhere", "add pool: NAME or endpoints: [URL]"}
+}
+
+func shadowed(earlier string) *refusal {
+	return &refusal{fmt.Sprintf("no request gets here: route %q matches the same host and path before it", earlier), ""}
+}
+
+func conflictingTLS(host, other string) *refusal {
+	return &refusal{fmt.Sprintf("routes of %q demand different TLS", host), fmt.Sprintf("TLS is agreed before there is a path; give this route and route %q the same policies", other)}
+}
+
+func weakerThanListener(policy, listener string) *refusal {
+	return &refusal{fmt.Sprintf("policy %q accepts older TLS than listener %q", policy, listener), "a policy can only demand more; lower tls.min_version of the listener"}
+}
+
+func conflictingPolicies(a, b string) *refusal {
+	return &refusal{fmt.Sprintf("policies %q and %q demand different TLS", a, b), "list one of them"}
+}
+
+func setInDefaults(key string) *refusal {
+	return &refusal{fmt.Sprintf("%q belongs to the pools", key), "set defaults: {timeouts: {" + key + ": …}}"}
+}
+
+// Warnings: legal, but probably not what was meant.
+
+func unused(kind string) *refusal {
+	return &refusal{fmt.Sprintf("this %s is not used", kind), ""}
+}
+
+func cutsStreams() *refusal {
+	return &refusal{"a total timeout cuts streams that are still producing", "stream_idle ends a stream that hangs"}
+}
+
+func sameEndpointTwice(url string) *refusal {
+	return &refusal{fmt.Sprintf("endpoint %q is in this pool twice", url), "weight: 2 says the same"}
+}
+
+// plural is the section that defines things of a kind.
+func plural(kind string) string {
+	if stem, ok := strings.CutSuffix(kind, "y"); ok {
+		return stem + "ies"
+	}
+	return kind + "s"
+}
+
+// nearest returns the word that differs from s by a slip of the finger, or "".
+func nearest(s string, words []string) string {
+	best, limit := "", max(1, len(s)/3)
+	for _, word := range words {
+		if d := distance(s, word); d <= limit {
+			best, limit = word, d-1
+		}
+	}
+	return best
+}
+
+// distance is the number of characters to insert, delete, replace or swap with
+// their neighbour to get from a to b (optimal string alignment).
+func distance(a, b string) int {
+	if len(a) > 64 || len(b) > 64 {
+		return max(len(a), len(b))
+	}
+	var before []int
+	last := make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		row := make([]int, len(b)+1)
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			change := 1
+			if a[i-1] == b[j-1] {
+				change = 0
+			}
+			row[j] = slices.Min([]int{last[j] + 1, row[j-1] + 1, last[j-1] + change})
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
+		}
+		before, last = last, row
+	}
+	return last[len(b)]
+}

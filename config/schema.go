@@ -1,0 +1,205 @@
+package config
+
+import (
+	"time"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// Defaults that have no better home; the annotated routes.yaml repeats them.
+const (
+	defaultStorage  = "file:///var/lib/edge"
+	defaultSocket   = "/run/edge/control.sock"
+	defaultMaxNames = 25 // what Let's Encrypt signs with its default profiles
+
+	// maxSocket is the portable length of sun_path without its final zero (unix(7)).
+	maxSocket = 103
+)
+
+// defaults is the configuration that an empty file would mean, without what
+// depends on the file: listeners and issuers.
+func defaults(path string) *Config {
+	return &Config{
+		Path:         path,
+		Listeners:    map[string]*Listener{},
+		Storage:      Storage{URL: defaultStorage},
+		Providers:    map[string]*Provider{},
+		Issuers:      map[string]*Issuer{},
+		Certificates: map[string]*Certificate{},
+		Bundles:      Bundles{Packing: ByZone, MaxNames: defaultMaxNames, KeyType: P256},
+		Pools:        map[string]*Pool{},
+		Control:      Control{Socket: defaultSocket},
+		Log:          Log{Format: "text", Access: true},
+		Drain:        Drain{Timeout: time.Minute},
+	}
+}
+
+// builder fills a Config section by section.
+type builder struct {
+	*decoder
+	cfg      *Config
+	policies map[string]TLS
+	used     []policyUse // which routes list which policies
+
+	// What pools and routes start from.
+	connect  time.Duration
+	timeouts Timeouts
+	limits   Limits
+}
+
+// config reads the whole document.
+func (d *decoder) config(root *yaml.Node) *Config {
+	b := &builder{
+		decoder:  d,
+		cfg:      defaults(d.file),
+		policies: map[string]TLS{},
+		connect:  5 * time.Second,
+		timeouts: Timeouts{FirstByte: 10 * time.Minute, StreamIdle: 2 * time.Minute, BodyIdle: time.Minute},
+		limits:   Limits{Body: 64 * mib, Headers: 32 * kib},
+	}
+	d.clean(root)
+	v := d.value(root, nil, "")
+
+	// Sections are read in this order, not in the order of the file: those
+	// that hold defaults come before those that start from them.
+	sections := []struct {
+		key  string
+		take take
+	}{
+		{"listeners", b.listeners},
+		{"storage", b.storage},
+		{"acme", b.acme},
+		{"providers", b.providers},
+		{"issuers", b.issuers},
+		{"certificate_defaults", b.certificateDefaults},
+		{"certificates", b.certificates},
+		{"certificates_role", as(new(string), choice([]string{"issue"}, "serve"))},
+		{"defaults", b.defaults},
+		{"pools", b.pools},
+		{"policies", b.readPolicies},
+		{"routes", b.routes},
+		{"control", b.control},
+		{"observability", b.observability},
+		{"drain", b.drain},
+	}
+	known := fields{"version": hold, "include": later, "telemetry": later}
+	for _, s := range sections {
+		known[s.key] = hold
+	}
+	present := v.object(known)
+	if v.node.Kind != yaml.MappingNode || !b.version(v, present) {
+		return b.cfg
+	}
+	for _, s := range sections {
+		if section, ok := present[s.key]; ok {
+			s.take(section)
+		}
+	}
+	b.complete(v, present)
+	b.resolve()
+	b.check()
+	return b.cfg
+}
+
+// version reports whether the rest of the file can be understood.
+func (b *builder) version(root value, present map[string]value) bool {
+	v, ok := present["version"]
+	if !ok {
+		root.refuse(missingKey("version"))
+		return true
+	}
+	text, ok := v.text()
+	if ok && text != "1" {
+		v.refuse(badVersion(text))
+		return false
+	}
+	return true
+}
+
+// complete fills in what the absence of a section means.
+func (b *builder) complete(root value, present map[string]value) {
+	root.need(present, "routes")
+	if len(b.names["listener"]) == 0 {
+		b.cfg.Listeners = defaultListeners()
+		for name := range b.cfg.Listeners {
+			b.define("listener", name)
+		}
+	}
+	if acme, ok := present["acme"]; ok {
+		for _, key := range []string{"issuers", "providers"} {
+			if _, both := present[key]; both {
+				acme.refuseKey(exclusive("acme", key, "acme: is the short form of one issuer and one provider; write out both under issuers: and providers:"))
+			}
+		}
+	}
+}
+
+func (b *builder) storage(v value) {
+	s := &b.cfg.Storage
+	s.Pos = v.pos()
+	if v.node.Kind != yaml.MappingNode {
+		as(&s.URL, storageURL)(v)
+		return
+	}
+	v.need(v.object(fields{"url": as(&s.URL, storageURL), "encrypt": later}), "url")
+}
+
+func (b *builder) defaults(v value) {
+	v.object(fields{
+		"timeouts": func(v value) {
+			known := timeoutFields(&b.timeouts)
+			known["connect"] = as(&b.connect, duration(time.Millisecond, 10*time.Minute))
+			v.object(known)
+		},
+		"limits": func(v value) {
+			v.object(fields{
+				"body":    as(&b.limits.Body, sizeOrOff(1, 1024*gib)),
+				"headers": as(&b.limits.Headers, size(4*kib, mib)),
+			})
+		},
+	})
+}
+
+func timeoutFields(t *Timeouts) fields {
+	wait := func(d *time.Duration) take { return as(d, durationOrOff(time.Millisecond, forever)) }
+	return fields{
+		"first_byte":  wait(&t.FirstByte),
+		"stream_idle": wait(&t.StreamIdle),
+		"body_idle":   wait(&t.BodyIdle),
+		"request": func(v value) {
+			wait(&t.Request)(v)
+			if t.Request > 0 {
+				v.d.warn(v.path, cutsStreams())
+			}
+		},
+	}
+}
+
+func (b *builder) control(v value) {
+	v.object(fields{"socket": as(&b.cfg.Control.Socket, func(text string) (string, *refusal) {
+		path, _ := b.path(text)
+		if path == "" || len(path) > maxSocket {
+			return "", badSocket(maxSocket)
+		}
+		return path, nil
+	})})
+}
+
+func (b *builder) observability(v value) {
+	v.object(fields{
+		"log": func(v value) {
+			v.object(fields{
+				"format": as(&b.cfg.Log.Format, choice([]string{"text", "json"})),
+				"access": as(&b.cfg.Log.Access, boolean),
+			})
+		},
+		"traces": later,
+	})
+}
+
+func (b *builder) drain(v value) {
+	v.object(fields{
+		"delay":   as(&b.cfg.Drain.Delay, duration(0, day)),
+		"timeout": as(&b.cfg.Drain.Timeout, duration(0, day)),
+	})
+}
