@@ -141,6 +141,8 @@ func (e *DialError) Timeout() bool {
 type LostError struct {
 	Endpoint string
 	Err      error
+
+	answered bool // a byte of a reply had arrived
 }
 
 // Error names the endpoint; it is for the log, not for clients.
