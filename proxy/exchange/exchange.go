@@ -24,7 +24,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -76,21 +78,27 @@ type Exchange struct {
 	ends      []func(*Exchange)
 	poison    poison
 
+	// Owned by the reader.
 	readLeft int64 // what SetReadLimit leaves; below 0: no limit
-	readErr  error // what Read returned at the end of the body
+	readErr  error // sticky: what ended the body
 
+	received     atomic.Int64
 	readTimeout  atomic.Int64
 	writeTimeout atomic.Int64
-	received     atomic.Int64
-	aborted      atomic.Bool
+	state        atomic.Int32 // changes under mu
 
 	mu     sync.Mutex
-	ended  bool
-	tunnel io.ReadWriteCloser
-	ctx    context.Context //nolint:containedctx // built on demand: most exchanges need none, and it costs 8 allocations
+	tunnel io.Closer
+	ctx    context.Context //nolint:containedctx // built on demand: most exchanges need none, and it costs eight allocations
 	cancel context.CancelCauseFunc
 	unlink func() bool // stops watching the engine's context
 }
+
+const (
+	live = iota
+	aborted
+	ended
+)
 
 // Handler answers an exchange. It returns when it has written the reply, or
 // after Detach.
@@ -134,66 +142,208 @@ var (
 
 // Read reads the request's body. It returns io.EOF at its end, after which
 // Trailer is valid. After any other error the connection is not used again.
-func (e *Exchange) Read(p []byte) (int, error) { return 0, nil }
+func (e *Exchange) Read(p []byte) (int, error) {
+	e.alive()
+	if e.readErr != nil {
+		return 0, e.readErr
+	}
+	if e.readLeft >= 0 && int64(len(p)) > e.readLeft+1 {
+		p = p[:e.readLeft+1] // one more tells a body that is too large from one that fits
+	}
+	d := time.Duration(e.readTimeout.Load())
+	if d > 0 {
+		_ = e.engine.SetReadDeadline(time.Now().Add(d))
+	}
+	if err := e.stopped(); err != nil { // after the deadline was set, which would undo that of Abort
+		return 0, err
+	}
+	n, err := e.engine.Read(p)
+	if d > 0 && err == nil {
+		_ = e.engine.SetReadDeadline(time.Time{})
+	}
+	if e.readLeft >= 0 {
+		if int64(n) > e.readLeft {
+			n, err = int(e.readLeft), ErrTooLarge
+		}
+		e.readLeft -= int64(n)
+	}
+	e.received.Add(int64(n))
+	e.readErr = err
+	return n, err
+}
 
 // Trailer returns the trailer fields of the request, once Read returned io.EOF.
-func (e *Exchange) Trailer() Fields { return nil }
+func (e *Exchange) Trailer() Fields {
+	e.alive()
+	return e.engine.Trailer()
+}
 
 // SetReadTimeout bounds the silence of the client within one Read, which then
 // fails with an error that is os.ErrDeadlineExceeded; 0 takes the bound away.
-func (e *Exchange) SetReadTimeout(d time.Duration) {}
+func (e *Exchange) SetReadTimeout(d time.Duration) {
+	e.alive()
+	if old := e.readTimeout.Swap(int64(d)); old > 0 && d <= 0 {
+		_ = e.engine.SetReadDeadline(time.Time{})
+	}
+}
 
-// SetReadLimit bounds the body to n bytes, from here on: a Read beyond them
-// fails with ErrTooLarge.
-func (e *Exchange) SetReadLimit(n int64) {}
+// SetReadLimit bounds the body to n bytes, counted from here; a Read beyond
+// them fails with ErrTooLarge.
+func (e *Exchange) SetReadLimit(n int64) {
+	e.alive()
+	e.readLeft = max(n, 0)
+}
 
 // Write sends a part of the reply's body, and before the first part the head.
 // What is written in answer to HEAD, or with a status that has no body, is
 // dropped. An error means that the client cannot get the rest.
-func (e *Exchange) Write(p []byte) (int, error) { return 0, nil }
+func (e *Exchange) Write(p []byte) (int, error) {
+	e.alive()
+	return e.send(p, false)
+}
 
 // Flush sends what was written so far, and the head when nothing was.
-func (e *Exchange) Flush() error { return nil }
+func (e *Exchange) Flush() error {
+	e.alive()
+	_, err := e.send(nil, true)
+	return err
+}
 
 // SetWriteTimeout bounds how long a Write or Flush may go without progress;
 // beyond it the exchange is aborted. 0 takes the bound away.
-func (e *Exchange) SetWriteTimeout(d time.Duration) {}
+func (e *Exchange) SetWriteTimeout(d time.Duration) {
+	e.alive()
+	e.writeTimeout.Store(int64(d))
+}
 
 // Committed reports whether the head of the reply is fixed.
-func (e *Exchange) Committed() bool { return false }
+func (e *Exchange) Committed() bool {
+	e.alive()
+	return e.committed
+}
 
 // Interim sends an informational reply, such as 103 Early Hints. It does
 // nothing after the commit, for HTTP/1.0 (RFC 9110 15.2) and for 101, which is
 // what Tunnel sends.
-func (e *Exchange) Interim(status int, f Fields) {}
+func (e *Exchange) Interim(status int, f Fields) {
+	e.alive()
+	informational := status == http.StatusContinue || status > http.StatusSwitchingProtocols && status < http.StatusOK
+	if !informational || e.committed || e.Conn.Protocol == "HTTP/1.0" || e.stopped() != nil {
+		return
+	}
+	_ = e.engine.Interim(status, f) // a lost connection shows at the reply
+}
 
 // OnEnd has f called when the exchange ends: once, after the last byte was
 // handed to the connection or the exchange was aborted, also when the handler
 // panicked. Functions run last first. The exchange must not be used after the
 // last of them returned.
-func (e *Exchange) OnEnd(f func(*Exchange)) {}
+func (e *Exchange) OnEnd(f func(*Exchange)) {
+	e.alive()
+	e.ends = append(e.ends, f)
+}
 
 // Detach hands the rest of the reply to the engine, which copies src to the
 // client after the handler returned, with a flush at every read, then sends the
 // trailers and closes src, once. If it reports false, the exchange cannot be
 // detached and src still belongs to the caller.
-func (e *Exchange) Detach(src Source) bool { return false }
+func (e *Exchange) Detach(src Source) bool {
+	e.alive()
+	if e.src != nil || e.stopped() != nil || e.tunnelled() {
+		return false
+	}
+	e.src = src
+	return true
+}
 
 // Tunnel commits Reply with status 101 and gives up HTTP for this connection.
 // The result reads first what the client had sent behind its request; it has no
-// deadlines, it may have a CloseWrite method, and the engine closes it when the
-// handler returned. Errors are ErrNoTunnel where the protocol has no upgrade.
-func (e *Exchange) Tunnel() (io.ReadWriteCloser, error) { return nil, ErrNoTunnel }
+// deadlines, it may have a CloseWrite method, and it is closed at the latest
+// when the handler returned. The error is ErrNoTunnel, and a reply still
+// possible, when the protocol has no upgrade or the request has a body left.
+func (e *Exchange) Tunnel() (io.ReadWriteCloser, error) {
+	e.alive()
+	switch {
+	case e.stopped() != nil:
+		return nil, e.stopped()
+	case e.committed || e.src != nil:
+		return nil, fmt.Errorf("%w: the reply has begun", ErrNoTunnel)
+	case e.Length != 0 && e.readErr != io.EOF: //nolint:errorlint // io.EOF is never wrapped
+		return nil, fmt.Errorf("%w: the request has an unread body", ErrNoTunnel)
+	}
+	conn, err := e.engine.Tunnel(e.Reply)
+	if errors.Is(err, ErrNoTunnel) {
+		return nil, err
+	}
+	e.committed, e.Status = true, http.StatusSwitchingProtocols
+	if err != nil {
+		e.fail(err)
+		return nil, err
+	}
+	t := &tunnel{e: e, conn: conn}
+	e.mu.Lock()
+	e.tunnel = t
+	e.mu.Unlock()
+	if err := e.stopped(); err != nil {
+		_ = t.Close()
+		return nil, err
+	}
+	return t, nil
+}
 
 // Abort breaks the exchange: the client sees a reset or closed connection,
 // never a clean end. Reads and Writes under way fail. The OnEnd functions run
 // when the handler has returned.
-func (e *Exchange) Abort() {}
+func (e *Exchange) Abort() {
+	e.alive()
+	e.mu.Lock()
+	if e.state.Load() != live {
+		e.mu.Unlock()
+		return
+	}
+	e.state.Store(aborted)
+	if e.cancel != nil {
+		e.cancel(ErrAborted)
+	}
+	e.engine.Abort() // under mu: the engine must not be called after the end
+	t := e.tunnel
+	e.mu.Unlock()
+	if t != nil {
+		_ = t.Close()
+	}
+}
 
 // Done is closed when the client has left, when the exchange is aborted and
 // when it has ended.
-func (e *Exchange) Done() <-chan struct{} { return nil }
+func (e *Exchange) Done() <-chan struct{} { return e.Context().Done() }
 
 // Context is Done for code that takes a context. Its cause is ErrClientGone,
 // ErrAborted or ErrEnded.
-func (e *Exchange) Context() context.Context { return nil }
+func (e *Exchange) Context() context.Context {
+	e.alive()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ctx != nil {
+		return e.ctx
+	}
+	client := e.engine.Context()
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(client))
+	e.ctx, e.cancel = ctx, cancel
+	if err := e.stopped(); err != nil {
+		cancel(err)
+	} else {
+		e.unlink = context.AfterFunc(client, func() { cancel(ErrClientGone) })
+	}
+	return ctx
+}
+
+// stopped returns why the exchange takes no more calls, or nil.
+func (e *Exchange) stopped() error {
+	switch e.state.Load() {
+	case aborted:
+		return ErrAborted
+	case ended:
+		return ErrEnded
+	}
+	return nil
+}
