@@ -15,9 +15,9 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"golang.org/x/net/http/httpguts"
-
 	"edge/proxy/exchange"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // attempt is one request to one endpoint, from pick to the end of the reply.
@@ -59,8 +59,8 @@ func (a *attempt) send(ctx context.Context) (*http.Response, error) {
 	a.mu.Lock()
 	a.headed = true
 	a.mu.Unlock()
-	if err == nil && context.Cause(own) == ErrFirstByteTimeout { //nolint:errorlint // a sentinel of ours, never wrapped: the clock won the race
-		_ = resp.Body.Close() // the connection is cut anyway
+	if err == nil && errors.Is(context.Cause(own), ErrFirstByteTimeout) {
+		_ = resp.Body.Close() // the clock won the race and has cut the connection
 		err = ErrFirstByteTimeout
 	}
 	if err == nil {

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -108,7 +109,7 @@ func (c *checker) loop(ctx context.Context) {
 // jitter is d ± 10 %.
 func jitter(d time.Duration) time.Duration {
 	tenth := d / 10
-	return d - tenth + rand.N(2*tenth+1)
+	return d - tenth + rand.N(2*tenth+1) //nolint:gosec // spreads load, guards nothing
 }
 
 // probe makes one check; nil is a pass.
@@ -126,7 +127,7 @@ func (c *checker) probe(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }() // nothing more is wanted of it
-	if _, err := io.CopyN(io.Discard, resp.Body, maxCheckBody); err != nil && err != io.EOF {
+	if _, err := io.CopyN(io.Discard, resp.Body, maxCheckBody); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read body: %w", err)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {

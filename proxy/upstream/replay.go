@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"sync"
@@ -14,8 +15,7 @@ import (
 //   - A Transport reads the body again to see its end, also after the reply
 //     began (golang/go#40747), and its write loop may outlive RoundTrip. After
 //     close returned nothing reads src any more, so the front may reuse it.
-//   - What was read before anything was written has to be replayed when a
-//     kept-alive connection turns out dead.
+//   - What was read for an attempt that came to nothing has to be replayed.
 type body struct {
 	// Immutable.
 	src       io.Reader
@@ -81,7 +81,7 @@ func (b *body) failure() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.err == nil || b.err == io.EOF || b.interrupted {
+	if b.err == nil || errors.Is(b.err, io.EOF) || b.interrupted {
 		return nil
 	}
 	return b.err
@@ -202,7 +202,7 @@ func (v *view) Read(p []byte) (int, error) {
 	v.a.clock.pause()
 	n, err := v.b.take(p, v.off)
 	v.off += int64(n)
-	if err == io.EOF && v.trailer != nil {
+	if errors.Is(err, io.EOF) && v.trailer != nil {
 		addHeader(v.trailer, v.b.trailer())
 	}
 	v.a.clock.restart()

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -69,7 +70,7 @@ func (r *Response) Read(p []byte) (int, error) {
 	n, err := r.resp.Body.Read(p)
 	switch {
 	case err == nil:
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		r.attempt.over()
 	case r.closed.Load():
 		err = net.ErrClosed

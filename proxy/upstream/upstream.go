@@ -21,10 +21,11 @@
 //     pool's connect timeout) has accepted no byte, so any request moves on to
 //     another endpoint; nothing of its body was read yet.
 //   - A kept-alive connection that turns out dead before a byte was written is
-//     replaced by a fresh one, for any method. The body that was taken from
-//     the client meanwhile is replayed (Retry.Replay bytes of it are kept).
+//     replaced by a fresh one, for any method.
 //   - GET, HEAD, OPTIONS and TRACE, which are safe (RFC 9110 section 9.2.1), also
-//     move on when the connection was lost before the first byte of a reply.
+//     move on when the connection was lost before the first byte of a reply. If
+//     they have a body, its first Retry.Replay bytes are kept until then and
+//     replayed; a longer one, once read, is not sent again.
 //   - Nothing else is sent again: not a POST of which a byte may have been
 //     accepted, also not with an Idempotency-Key; nothing after a byte of a reply,
 //     nothing after a first-byte timeout.
