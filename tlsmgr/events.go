@@ -1,0 +1,51 @@
+package tlsmgr
+
+import (
+	"context"
+	"log/slog"
+	"time"
+)
+
+// Step is a point in the life of a certificate. The words are stable: they
+// appear in logs, in metrics and in the output of edge certs.
+type Step string
+
+// The steps, in the order of a certificate's life.
+const (
+	StepPlanned       Step = "planned"           // the plan changed to want this certificate
+	StepWaiting       Step = "waiting_for_other" // another replica holds the lease
+	StepAccount       Step = "account"           // the account is loaded or registered
+	StepOrder         Step = "order"             // the CA took the order
+	StepAuthorization Step = "authorization"     // the CA said what it wants proven
+	StepPresent       Step = "dns_present"       // challenge records are added
+	StepWait          Step = "dns_wait"          // all authoritative servers show them
+	StepValidate      Step = "validate"          // the CA believed them
+	StepFinalize      Step = "finalize"          // the CA issued the certificate
+	StepStored        Step = "stored"            // the certificate is in the storage
+	StepLoaded        Step = "loaded"            // this process serves it
+	StepFailed        Step = "failed"            // an attempt failed; Detail says why and when the next one is
+)
+
+// Event is one step of one certificate.
+type Event struct {
+	Time        time.Time
+	Certificate string // Bundle.ID, or the name of a file certificate
+	Step        Step
+	Detail      string // for people; never a secret
+}
+
+// emit tells Options.Events and writes one log line. Steps inside an order are
+// for debugging; a line at the normal level is a change of state.
+func (m *Manager) emit(ctx context.Context, id string, step Step, detail string) {
+	level := slog.LevelDebug
+	switch step { //nolint:exhaustive // the steps inside an order are for debugging
+	case StepOrder, StepStored, StepLoaded, StepWaiting:
+		level = slog.LevelInfo
+	case StepFailed:
+		level = slog.LevelWarn
+	}
+	m.log.LogAttrs(ctx, level, "certificate", slog.String("step", string(step)), slog.String("certificate", id), slog.String("detail", detail))
+	if m.options.Events != nil {
+		m.options.Events(Event{Time: time.Now(), Certificate: id, Step: step, Detail: detail})
+	}
+}

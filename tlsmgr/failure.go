@@ -1,0 +1,171 @@
+package tlsmgr
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/mholt/acmez/v3/acme"
+)
+
+// maxReason bounds what a message repeats of the words of others.
+const maxReason = 400
+
+// failure is what a CA or the way to it did wrong, as an operator should read
+// it: one line, with a hint.
+type failure struct {
+	text  string
+	cause error
+}
+
+func (f *failure) Error() string { return f.text }
+
+func (f *failure) Unwrap() error { return f.cause }
+
+// explain turns an error of the ACME client into one line with a hint.
+func (i *issuer) explain(operation string, err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	if p, ok := problemOf(err); ok {
+		return &failure{text: operation + ": the CA refuses: " + describe(p), cause: err}
+	}
+	reason, hint := i.network(err)
+	return &failure{text: fmt.Sprintf("%s: %s (%s)", operation, reason, hint), cause: err}
+}
+
+// describe is an ACME problem (RFC 8555 section 6.7) with advice.
+func describe(p acme.Problem) string {
+	kind := strings.TrimPrefix(p.Type, acme.ProblemTypeNamespace)
+	texts := []string{kind + ": " + oneLine(p.Detail)}
+	for _, sub := range p.Subproblems {
+		texts = append(texts, sub.Identifier.Value+": "+oneLine(sub.Detail))
+	}
+	text := firstFew(texts)
+	if hint := adviceFor(p.Type); hint != "" {
+		text += " (" + hint + ")"
+	}
+	return text
+}
+
+// isBusy reports whether err is a CA that asks for patience.
+func isBusy(err error) bool {
+	p, ok := problemOf(err)
+	return ok && (p.Type == acme.ProblemTypeRateLimited || p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable)
+}
+
+// adviceFor is what to do about a type of problem.
+func adviceFor(problemType string) string {
+	switch problemType {
+	case acme.ProblemTypeRateLimited:
+		return "too many orders or failures; edge waits as long as the CA says"
+	case acme.ProblemTypeRejectedIdentifier, acme.ProblemTypeUnsupportedIdentifier:
+		return "this CA does not issue for the name: remove it, or use another issuer or a file certificate"
+	case acme.ProblemTypeCAA:
+		return "a CAA record of the domain forbids this CA"
+	case acme.ProblemTypeDNS, acme.ProblemTypeUnauthorized, acme.ProblemTypeIncorrectResponse:
+		return "is the zone that edge changes the one that the internet sees?"
+	case acme.ProblemTypeExternalAccountRequired:
+		return "external account binding is not supported yet; use another issuer"
+	case acme.ProblemTypeInvalidContact, acme.ProblemTypeUnsupportedContact:
+		return "check the issuer's email"
+	case acme.ProblemTypeUserActionRequired:
+		return "the CA wants a person to visit it, perhaps to accept new terms"
+	default:
+		return ""
+	}
+}
+
+// network is why the CA could not be asked at all.
+func (i *issuer) network(err error) (reason, hint string) {
+	ca := i.config.Directory
+	if u, parseErr := url.Parse(ca); parseErr == nil && u.Host != "" {
+		ca = u.Host
+	}
+	hint = "check issuers." + i.config.Name + ".directory, and that edge may connect to it"
+	var (
+		errno  syscall.Errno
+		lookup *net.DNSError
+	)
+	switch {
+	case isUntrusted(err):
+		return "the certificate of " + ca + " is not trusted", "set issuers." + i.config.Name + ".ca to a PEM file with its root"
+	case errors.As(err, &lookup):
+		return "cannot reach " + ca + ": host name not found", hint
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
+		return "cannot reach " + ca + ": timeout", hint
+	case errors.As(err, &errno):
+		return "cannot reach " + ca + ": " + errno.Error(), hint
+	default:
+		return ca + ": " + oneLine(err.Error()), hint
+	}
+}
+
+func isUntrusted(err error) bool {
+	_, authority := errors.AsType[x509.UnknownAuthorityError](err)
+	_, host := errors.AsType[x509.HostnameError](err)
+	_, invalid := errors.AsType[x509.CertificateInvalidError](err)
+	return authority || host || invalid
+}
+
+func isTimeout(err error) bool {
+	t, ok := errors.AsType[net.Error](err)
+	return ok && t.Timeout()
+}
+
+// oneLine makes text of unknown origin fit for a message.
+func oneLine(text string) string {
+	text = strings.Join(strings.Fields(text), " ")
+	if len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
+	}
+	return text
+}
+
+// joinLines is independent errors in one line.
+func joinLines(errs []error) error {
+	texts := make([]string, 0, len(errs))
+	for _, err := range errs {
+		texts = append(texts, oneLine(err.Error()))
+	}
+	return &failure{text: firstFew(texts), cause: errors.Join(errs...)}
+}
+
+// firstFew joins what several say; more than three say the same.
+func firstFew(texts []string) string {
+	const most = 3
+	if len(texts) > most+1 {
+		texts = append(texts[:most:most], fmt.Sprintf("and %d more", len(texts)-most))
+	}
+	return strings.Join(texts, "; ")
+}
+
+// enumerate is a list for a hint.
+func enumerate(names []string) string { return strings.Join(names, ", ") }
+
+// backoff is the pause after so many failed attempts in a row. Let's Encrypt
+// allows five failed validations of a name in an hour, so five quick ones and
+// then one each hour stay below it. The jitter keeps replicas apart.
+func backoff(failures int) time.Duration {
+	steps := []time.Duration{time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, 30 * time.Minute, time.Hour}
+	d := steps[min(max(failures, 1), len(steps))-1]
+	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d)) //nolint:gosec // jitter is no secret
+}
+
+// oneError is err as one line.
+func oneError(err error) error {
+	text := err.Error()
+	if line := strings.Join(strings.Fields(text), " "); line != text {
+		return &failure{text: oneLine(text), cause: err}
+	}
+	return err
+}

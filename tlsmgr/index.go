@@ -1,0 +1,228 @@
+package tlsmgr
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"edge/hostname"
+)
+
+// A certificate is one certificate with its key in memory. It is immutable.
+type certificate struct {
+	id     string // Bundle.ID or the name of a file certificate
+	file   bool
+	tls    *tls.Certificate // Leaf is set
+	names  []string         // canonical, sorted
+	object *object          // what the storage has; nil for a file certificate
+	digest [32]byte         // of the files; zero for a stored one
+}
+
+// newCertificate takes a parsed pair. Names are the leaf's DNS names.
+func newCertificate(id string, pair tls.Certificate) (*certificate, error) {
+	if pair.Leaf == nil {
+		leaf, err := x509.ParseCertificate(pair.Certificate[0])
+		if err != nil {
+			return nil, err
+		}
+		pair.Leaf = leaf
+	}
+	c := &certificate{id: id, tls: &pair}
+	for _, n := range pair.Leaf.DNSNames {
+		if name, err := hostname.Parse(n); err == nil {
+			c.names = append(c.names, name)
+		}
+	}
+	slices.Sort(c.names)
+	c.names = slices.Compact(c.names)
+	if len(c.names) == 0 {
+		return nil, errors.New("certificate has no DNS names")
+	}
+	return c, nil
+}
+
+func (c *certificate) leaf() *x509.Certificate { return c.tls.Leaf }
+
+func (c *certificate) serial() string { return hex.EncodeToString(c.leaf().SerialNumber.Bytes()) }
+
+// expired reports whether clients refuse the certificate at now. One that is
+// not valid yet counts as valid: clocks of replicas and clients differ.
+func (c *certificate) expired(now time.Time) bool { return now.After(c.leaf().NotAfter) }
+
+func (c *certificate) covers(name string) bool {
+	return slices.ContainsFunc(c.names, func(n string) bool { return hostname.Covers(n, name) })
+}
+
+// An index answers which certificate serves a name. It is immutable, so a
+// handshake needs no lock; every change builds a new one.
+type index struct {
+	exact map[string]*entry // by name
+	below map[string]*entry // certificates for *.parent, by parent
+	byID  map[string]*certificate
+	next  time.Time // when the first certificate in it expires, and it is to be rebuilt; zero is never
+}
+
+// An entry is what serves one name: the best certificate, and the best ones
+// with other kinds of keys for clients that cannot use it.
+type entry struct {
+	best   *certificate
+	others []*certificate
+}
+
+// covers reports whether every certificate that the entry may serve has name.
+func (e *entry) covers(name string) bool {
+	return e.best.covers(name) && !slices.ContainsFunc(e.others, func(c *certificate) bool { return !c.covers(name) })
+}
+
+// find returns what serves name, nil when nothing does. The server name of a
+// handshake is looked up without an allocation.
+func (x *index) find(name string) *entry {
+	if e := x.exact[name]; e != nil {
+		return e
+	}
+	return x.below[hostname.Parent(name)]
+}
+
+// certificateFor answers a handshake: nil, nil makes crypto/tls send the alert
+// unrecognized_name (RFC 6066 section 3), where an error would be
+// internal_error. Clients without a server name get the certificate fallback.
+func (x *index) certificateFor(hello *tls.ClientHelloInfo, fallback string) (*tls.Certificate, error) {
+	if hello.ServerName == "" {
+		if c := x.byID[fallback]; c != nil {
+			return c.tls, nil
+		}
+		return nil, nil //nolint:nilnil // crypto/tls wants exactly this to send unrecognized_name
+	}
+	name, _ := hostname.FromHost(hello.ServerName)
+	e := x.find(name)
+	if e == nil {
+		return nil, nil //nolint:nilnil // as above
+	}
+	if len(e.others) == 0 || hello.SupportsCertificate(e.best.tls) == nil {
+		return e.best.tls, nil
+	}
+	for _, c := range e.others {
+		if hello.SupportsCertificate(c.tls) == nil {
+			return c.tls, nil
+		}
+	}
+	return e.best.tls, nil
+}
+
+// A candidate is a certificate that may serve.
+type candidate struct {
+	*certificate
+	current bool // a file or a bundle of the plan; else left over from an older plan
+}
+
+// rank orders certificates for one name: what clients accept before what has
+// expired, what the plan wants before leftovers.
+func (c candidate) rank(now time.Time) int {
+	rank := 0
+	if !c.expired(now) {
+		rank += 2
+	}
+	if c.current {
+		rank++
+	}
+	return rank
+}
+
+// buildIndex makes an index of the certificates that have a wanted name. For
+// each name the best one wins: valid, then planned, then the latest NotAfter,
+// then the smaller id. Leftovers serve until something better covers the name.
+func buildIndex(all []candidate, wanted []string, now time.Time) *index {
+	x := &index{exact: map[string]*entry{}, below: map[string]*entry{}, byID: map[string]*certificate{}}
+	want := newNameSet(wanted)
+	byName := map[string][]candidate{}
+	for _, c := range all {
+		used := false
+		for _, name := range c.names {
+			if want.touches(name) {
+				byName[name] = append(byName[name], c)
+				used = true
+			}
+		}
+		if !used {
+			continue
+		}
+		if c.current {
+			x.byID[c.id] = c.certificate
+		}
+		if na := c.leaf().NotAfter; now.Before(na) && (x.next.IsZero() || na.Before(x.next)) {
+			x.next = na
+		}
+	}
+	for name, cs := range byName {
+		sortCandidates(cs, now)
+		byName[name] = cs
+	}
+	for name, cs := range byName {
+		if parent, ok := strings.CutPrefix(name, "*."); ok {
+			x.below[parent] = newEntry(cs)
+			continue
+		}
+		if w := byName[hostname.Wildcard(name)]; len(w) > 0 && w[0].rank(now) > cs[0].rank(now) {
+			continue // a leftover must not hide the wildcard that replaced it
+		}
+		x.exact[name] = newEntry(cs)
+	}
+	return x
+}
+
+func sortCandidates(cs []candidate, now time.Time) {
+	slices.SortFunc(cs, func(a, b candidate) int {
+		if c := b.rank(now) - a.rank(now); c != 0 {
+			return c
+		}
+		if c := b.leaf().NotAfter.Compare(a.leaf().NotAfter); c != 0 {
+			return c
+		}
+		return strings.Compare(a.id, b.id)
+	})
+}
+
+// newEntry keeps the best certificate of each kind of key; cs is sorted.
+func newEntry(cs []candidate) *entry {
+	e := &entry{best: cs[0].certificate}
+	seen := map[x509.PublicKeyAlgorithm]bool{cs[0].leaf().PublicKeyAlgorithm: true}
+	for _, c := range cs[1:] {
+		if alg := c.leaf().PublicKeyAlgorithm; !seen[alg] {
+			seen[alg] = true
+			e.others = append(e.others, c.certificate)
+		}
+	}
+	return e
+}
+
+// A nameSet holds names that somebody asks for.
+type nameSet struct {
+	exact   map[string]bool
+	parents map[string]bool // of exact names and of wildcards
+	wild    map[string]bool // parents of wildcards
+}
+
+func newNameSet(names []string) *nameSet {
+	s := &nameSet{exact: map[string]bool{}, parents: map[string]bool{}, wild: map[string]bool{}}
+	for _, n := range names {
+		s.exact[n] = true
+		s.parents[hostname.Parent(n)] = true
+		if hostname.IsWildcard(n) {
+			s.wild[hostname.Parent(n)] = true
+		}
+	}
+	return s
+}
+
+// touches reports whether a certificate name serves a wanted name, or a part of
+// a wanted wildcard.
+func (s *nameSet) touches(name string) bool {
+	if parent, ok := strings.CutPrefix(name, "*."); ok {
+		return s.parents[parent]
+	}
+	return s.exact[name] || s.wild[hostname.Parent(name)]
+}

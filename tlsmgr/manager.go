@@ -1,0 +1,218 @@
+package tlsmgr
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"edge/config"
+	"edge/tlsmgr/store"
+)
+
+// Manager holds the certificates of one process. All methods may be called
+// concurrently. It does nothing until Prepare and Commit; Run does its work.
+type Manager struct {
+	options Options
+	log     *slog.Logger
+	backoff func(failures int) time.Duration
+	tickets tickets
+	refuse  *tls.Config // for names without a certificate
+
+	state atomic.Pointer[state] // the configuration in force; never nil
+	index atomic.Pointer[index] // what handshakes read; never nil
+	wake  chan struct{}         // look now
+	slots chan struct{}         // held by orders in flight
+
+	mu       sync.Mutex
+	store    *store.Store // of the first Commit that obtains something; closed by Run
+	storeURL string
+	files    map[string]*certificate // file certificates by name
+	loaded   map[string]*stored      // by Bundle.ID, what the storage has
+	jobs     map[string]*job         // by Bundle.ID
+	accounts map[string]*account     // by accountID
+}
+
+// state is one configuration, ready to serve. It is immutable.
+type state struct {
+	cfg       *config.Config
+	plan      *Planned
+	bundles   map[string]*Bundle // of the plan, by ID
+	issuers   map[string]*issuer
+	listeners map[string]*listener
+	wanted    []string      // names that certificates are kept for
+	replaced  chan struct{} // closed when another state is in force
+}
+
+// New makes a Manager that serves nothing yet.
+func New(o Options) *Manager {
+	m := &Manager{
+		options: o, log: o.Logger, backoff: o.Backoff, refuse: newRefusal(),
+		wake: make(chan struct{}, 1), slots: make(chan struct{}, maxOrders),
+		files: map[string]*certificate{}, loaded: map[string]*stored{}, jobs: map[string]*job{}, accounts: map[string]*account{},
+	}
+	if m.log == nil {
+		m.log = slog.Default()
+	}
+	if m.backoff == nil {
+		m.backoff = backoff
+	}
+	if m.options.Interval <= 0 {
+		m.options.Interval = defaultInterval
+	}
+	if m.options.Owner == "" {
+		host, _ := os.Hostname() // "" is as good a name as any
+		m.options.Owner = fmt.Sprintf("%s/%d", host, os.Getpid())
+	}
+	m.state.Store(&state{cfg: &config.Config{}, plan: &Planned{}, replaced: make(chan struct{})})
+	m.index.Store(buildIndex(nil, nil, time.Now()))
+	return m
+}
+
+// Change is a configuration that is ready to be put in force by Commit, or
+// dropped.
+type Change struct {
+	m        *Manager
+	next     *state
+	files    map[string]*certificate
+	store    *store.Store // opened for this change; nil when there is one already
+	warnings []config.Problem
+}
+
+// Warnings are what the operator should know about the configuration: hosts
+// without a certificate, and changes that need a restart.
+func (c *Change) Warnings() []config.Problem { return c.warnings }
+
+// Prepare gets ready for cfg: it plans, reads file certificates, CA files and
+// secrets, and opens the storage if none is open. It touches no network and
+// changes nothing that is in force; the error joins all problems.
+func (m *Manager) Prepare(ctx context.Context, cfg *config.Config) (*Change, error) {
+	files, err := readPairs(cfg)
+	problems := []error{err}
+	names := map[string][]string{}
+	for id, c := range files {
+		names[id] = c.names
+	}
+	plan := Explain(cfg, names)
+	st := &state{
+		cfg: cfg, plan: plan, bundles: map[string]*Bundle{}, issuers: map[string]*issuer{},
+		listeners: m.newListeners(cfg), wanted: wantedNames(plan, names), replaced: make(chan struct{}),
+	}
+	for n := range plan.Bundles {
+		b := &plan.Bundles[n]
+		st.bundles[b.ID] = b
+		if c := cfg.Issuers[b.Issuer]; c != nil && st.issuers[b.Issuer] == nil {
+			st.issuers[b.Issuer], err = m.newIssuer(cfg, c)
+			problems = append(problems, err)
+		} else if c == nil {
+			problems = append(problems, fmt.Errorf("certificate %s: no issuer %q (issuers: %s)", b.ID, b.Issuer, enumerate(slices.Sorted(maps.Keys(cfg.Issuers)))))
+		}
+	}
+	change := &Change{m: m, next: st, files: files, warnings: plan.Problems}
+	if len(plan.Bundles) > 0 {
+		problems = append(problems, change.openStore(ctx, cfg))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	return change, nil
+}
+
+// openStore opens the storage once. Leases and what is loaded belong to the
+// storage of the start, so a new URL waits for a restart.
+func (c *Change) openStore(ctx context.Context, cfg *config.Config) (err error) {
+	m := c.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.store == nil:
+		c.store, err = store.Open(ctx, cfg.Storage.URL, store.Options{Logger: m.log, Owner: m.options.Owner, LeaseTTL: m.options.LeaseTTL})
+	case m.storeURL != cfg.Storage.URL:
+		c.warnings = append(c.warnings, config.Problem{
+			File: cfg.Path, Pos: cfg.Storage.Pos, Path: "storage.url",
+			Message: "storage changed, still using " + m.store.URL(), Hint: "restart to apply",
+		})
+	}
+	return err
+}
+
+// wantedNames are all names that a certificate is worth keeping for.
+func wantedNames(plan *Planned, files map[string][]string) []string {
+	var out []string
+	for _, c := range plan.Covers {
+		out = append(out, c.Host)
+	}
+	for _, b := range plan.Bundles {
+		out = append(out, b.Names...)
+	}
+	for _, names := range files {
+		out = append(out, names...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Commit puts the change in force. It cannot fail. What handshakes see changes
+// at once; new certificates are ordered by Run. Failed certificates are tried
+// again now, unless the CA asked for patience: the operator may just have
+// repaired the cause.
+func (c *Change) Commit() {
+	m := c.m
+	m.mu.Lock()
+	old := m.state.Load()
+	m.state.Store(c.next)
+	m.files = c.files
+	if m.store == nil && c.store != nil {
+		m.store, m.storeURL = c.store, c.next.cfg.Storage.URL
+	}
+	for id, j := range m.jobs {
+		if !j.patient {
+			j.next = time.Time{}
+		}
+		if j.waiting != nil {
+			j.waiting()
+		}
+		if c.next.bundles[id] == nil && !j.busy {
+			delete(m.jobs, id)
+		}
+	}
+	m.rebuildLocked(time.Now())
+	m.mu.Unlock()
+	close(old.replaced)
+	for _, b := range c.next.plan.Bundles {
+		if was := old.bundles[b.ID]; was == nil || !slices.Equal(was.Names, b.Names) {
+			m.emit(context.Background(), b.ID, StepPlanned, abridge(b.Names))
+		}
+	}
+	m.look()
+}
+
+// look makes Run look at once.
+func (m *Manager) look() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// rebuildLocked makes a new index of what is loaded for the state in force.
+func (m *Manager) rebuildLocked(now time.Time) {
+	st := m.state.Load()
+	all := make([]candidate, 0, len(m.files)+len(m.loaded))
+	for _, c := range m.files {
+		all = append(all, candidate{c, true})
+	}
+	for id, s := range m.loaded {
+		if s.cert != nil {
+			all = append(all, candidate{s.cert, st.bundles[id] != nil})
+		}
+	}
+	m.index.Store(buildIndex(all, st.wanted, now))
+}
