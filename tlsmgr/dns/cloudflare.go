@@ -11,11 +11,11 @@ import (
 	"strings"
 	"time"
 
+	"edge/config"
+
 	"github.com/libdns/cloudflare"
 	"github.com/libdns/libdns"
 	"golang.org/x/sync/errgroup"
-
-	"edge/config"
 )
 
 // Bounds of the conversation with Cloudflare, which allows 1200 requests in 5 min.

@@ -33,10 +33,10 @@ import (
 	"sync"
 	"time"
 
+	"edge/config"
+
 	"github.com/libdns/libdns"
 	"golang.org/x/sync/errgroup"
-
-	"edge/config"
 )
 
 // Bounds of one Solver.

@@ -64,11 +64,15 @@ func explainUpdate(err error, key, server string) refusal {
 		strings.Contains(text, "BADKEY"), strings.Contains(text, "BADSIG"):
 		return refusal{fmt.Sprintf("%s does not accept TSIG key %s", server, bare(key)), "check key_name, key_algorithm and key against the server's key clause"}
 	case strings.Contains(text, `"NOTAUTH"`):
-		return refusal{fmt.Sprintf("%s answers NOTAUTH: it does not know TSIG key %s, or is not a primary of the zone", server, bare(key)),
-			"check key_name and key, and that server is the zone's primary"}
+		return refusal{
+			fmt.Sprintf("%s answers NOTAUTH: it does not know TSIG key %s, or is not a primary of the zone", server, bare(key)),
+			"check key_name and key, and that server is the zone's primary",
+		}
 	case strings.Contains(text, `"REFUSED"`):
-		return refusal{fmt.Sprintf("%s answers REFUSED: TSIG key %s may not change these records", server, bare(key)),
-			"allow it in the zone's update-policy, for example: grant KEY wildcard _acme-challenge.* TXT"}
+		return refusal{
+			fmt.Sprintf("%s answers REFUSED: TSIG key %s may not change these records", server, bare(key)),
+			"allow it in the zone's update-policy, for example: grant KEY wildcard _acme-challenge.* TXT",
+		}
 	case strings.Contains(text, `"NOTZONE"`), strings.Contains(text, `"NOTIMP"`):
 		return refusal{server + ": " + oneLine(text), "is server the zone's primary, and are dynamic updates on?"}
 	case isNetwork(err):

@@ -9,11 +9,11 @@ import (
 	"slices"
 	"strings"
 
+	"edge/config"
+
 	"github.com/libdns/libdns"
 	"github.com/libdns/rfc2136"
 	miekg "github.com/miekg/dns"
-
-	"edge/config"
 )
 
 // backend adds and removes single records. Adding what is there and deleting

@@ -29,11 +29,12 @@ var errNoResolver = errors.New("no resolver answered")
 
 // client sends single DNS queries. At most maxParallel are under way.
 type client struct {
-	slots chan struct{}
+	slots   chan struct{}
+	timeout time.Duration // of one message and its answer
 }
 
 func newClient() *client {
-	return &client{slots: make(chan struct{}, maxParallel)}
+	return &client{slots: make(chan struct{}, maxParallel), timeout: queryTimeout}
 }
 
 // query asks one server: twice over UDP, then over TCP, which also gets through
@@ -71,12 +72,12 @@ func (c *client) once(ctx context.Context, network, server, name string, qtype u
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	m := new(miekg.Msg).SetQuestion(name, qtype)
 	m.RecursionDesired = recurse
 	m.SetEdns0(udpSize, false)
-	cl := &miekg.Client{Net: network, Timeout: queryTimeout, UDPSize: udpSize}
+	cl := &miekg.Client{Net: network, Timeout: c.timeout, UDPSize: udpSize}
 	conn, err := cl.DialContext(ctx, server)
 	if err != nil {
 		return nil, err

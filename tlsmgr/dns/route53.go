@@ -10,13 +10,13 @@ import (
 	"sync"
 	"time"
 
+	"edge/config"
+
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/route53"
 	"github.com/aws/aws-sdk-go-v2/service/route53/types"
 	"github.com/libdns/libdns"
-
-	"edge/config"
 )
 
 // Bounds of the conversation with Route 53, which allows 5 requests a second.

@@ -97,6 +97,7 @@ func (s *Solver) witnesses(ctx context.Context, zone string) ([]nameServer, erro
 		}
 		return out, nil
 	}
+	var last error
 	for {
 		var servers []nameServer
 		var err error
@@ -110,10 +111,20 @@ func (s *Solver) witnesses(ctx context.Context, zone string) ([]nameServer, erro
 		if err == nil {
 			return servers, nil
 		}
+		if last == nil || !over(ctx) { // a look that was cut short says less
+			last = err
+		}
 		if !pause(ctx, s.poll) {
-			return nil, err
+			return nil, last
 		}
 	}
+}
+
+// over reports whether ctx has ended. A read that times out with the context's
+// deadline may return before the context knows.
+func over(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
 
 // pause waits for d and reports whether ctx is still alive.
@@ -159,7 +170,7 @@ func (w *watch) run(ctx context.Context, s *Solver, wanted want) {
 			left := maps.Clone(wanted)
 			for {
 				v := s.look(ctx, address, w.recurse, left)
-				if w.update(i, v, ctx.Err() != nil) {
+				if w.update(i, v, over(ctx)) {
 					cancel()
 				}
 				if v.answered && len(v.missing) == 0 || !pause(ctx, s.poll) {
@@ -232,11 +243,11 @@ func lacks(answer *miekg.Msg, values []string, recurse bool) string {
 	}
 	switch {
 	case !recurse && !answer.Authoritative && answer.Rcode != miekg.RcodeRefused:
-		text += ", not authoritative"
+		text += " (not authoritative)"
 	case recurse && n < len(values):
 		for _, rr := range answer.Ns {
 			if soa, ok := rr.(*miekg.SOA); ok {
-				text += fmt.Sprintf(", remembered for %d s", min(soa.Hdr.Ttl, soa.Minttl))
+				text += fmt.Sprintf(" (remembered for %d s)", min(soa.Hdr.Ttl, soa.Minttl))
 			}
 		}
 	}
@@ -292,7 +303,7 @@ func (w *watch) complaints() []string {
 			name := sortedKeys(v.missing)[0]
 			line := fmt.Sprintf("%s: %s at %s", who, v.missing[name], bare(name))
 			if more := len(v.missing) - 1; more > 0 {
-				line += fmt.Sprintf(" and %d more names", more)
+				line += fmt.Sprintf(" and %d more", more)
 			}
 			out = append(out, line)
 		case v.silence != nil:

@@ -1,0 +1,190 @@
+package dns
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"edge/config"
+
+	miekg "github.com/miekg/dns"
+)
+
+const bindKey = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+
+// startBIND runs named for the zone example.test and returns its address.
+func startBIND(tb testing.TB) string {
+	tb.Helper()
+	named, err := exec.LookPath("named")
+	if err != nil {
+		named, err = exec.LookPath("/usr/sbin/named")
+	}
+	switch {
+	case err != nil && os.Getenv("EDGE_CI") == "1":
+		tb.Fatal("named is not installed (apt-get install bind9)")
+	case err != nil:
+		tb.Skip("named is not installed (apt-get install bind9)")
+	}
+	addr := unusedAddr(tb)
+	_, port, _ := net.SplitHostPort(addr)
+	dir := tb.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	write("example.test.zone", `$TTL 60
+@ IN SOA ns1.example.test. hostmaster.example.test. 1 60 60 600 5
+@ IN NS ns1
+ns1 IN A 127.0.0.1
+`)
+	write("named.conf", strings.NewReplacer("DIR", dir, "PORT", port, "SECRET", bindKey).Replace(`
+key "edge-key" { algorithm hmac-sha256; secret "SECRET"; };
+key "weak-key" { algorithm hmac-sha512; secret "SECRET"; };
+options {
+	directory "DIR"; pid-file "DIR/named.pid"; session-keyfile "DIR/session.key"; managed-keys-directory "DIR";
+	listen-on port PORT { 127.0.0.1; }; listen-on-v6 { none; };
+	recursion no; dnssec-validation no; notify no; allow-transfer { none; };
+};
+controls { };
+zone "example.test" { type primary; file "DIR/example.test.zone";
+	update-policy { grant edge-key wildcard * TXT; };
+};
+`))
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, named, "-g", "-c", filepath.Join(dir, "named.conf"), "-n", "1")
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	running, ended := make(chan struct{}), make(chan string, 1)
+	go func() {
+		var log []string
+		lines := bufio.NewScanner(stderr)
+		for up := false; lines.Scan(); {
+			if !strings.Contains(lines.Text(), ": updating zone ") { // a line for each record
+				log = append(log, lines.Text())
+			}
+			if !up && strings.HasSuffix(lines.Text(), " running") {
+				up = true
+				close(running)
+			}
+		}
+		ended <- strings.Join(log, "\n")
+	}()
+	tb.Cleanup(func() {
+		cancel()
+		log := <-ended
+		_ = cmd.Wait() // killed
+		if tb.Failed() {
+			tb.Logf("named:\n%s", log)
+		}
+	})
+	select {
+	case <-running:
+	case log := <-ended:
+		ended <- log
+		tb.Fatal("named ended")
+	case <-time.After(30 * time.Second):
+		tb.Fatal("named is not ready after 30 s")
+	}
+	return addr
+}
+
+// bindSolver is a Solver for BIND with the given key.
+func bindSolver(tb testing.TB, addr, name, algorithm, key string) *Solver {
+	tb.Helper()
+	_, port, _ := net.SplitHostPort(addr)
+	s, err := New(Options{
+		Providers: []*config.Provider{{Name: "bind", RFC2136: &config.RFC2136{
+			Server: addr, KeyName: name, KeyAlgorithm: algorithm, Key: secret(tb, key),
+		}}},
+		Resolvers: []string{addr}, Port: port, Poll: 10 * time.Millisecond, Timeout: 20 * time.Second,
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s
+}
+
+// digTXT asks addr for the values at name.
+func digTXT(tb testing.TB, addr, name string) []string {
+	tb.Helper()
+	answer, err := newClient().query(tb.Context(), addr, miekg.Fqdn(name), miekg.TypeTXT, false)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var out []string
+	for _, rr := range answer.Answer {
+		if t, ok := rr.(*miekg.TXT); ok {
+			out = append(out, strings.Join(t.Txt, ""))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestBINDTakesUpdatesShowsThemAndForgetsThem(t *testing.T) {
+	t.Parallel()
+	addr := startBIND(t)
+	s := bindSolver(t, addr, "Edge-Key.", "hmac-sha256", bindKey) // BIND answers in lower case
+	records := []Record{{challenge, "apex"}, {challenge, "wildcard"}}
+	for i := range 98 {
+		records = append(records, Record{fmt.Sprintf("_acme-challenge.n%d.example.test", i), strings.Repeat("v", 43)})
+	}
+	p := present(t, s, records...)
+	if err := p.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got, want := digTXT(t, addr, challenge), []string{"apex", "wildcard"}; !slices.Equal(got, want) {
+		t.Errorf("values: %q, want %q", got, want)
+	}
+	again := present(t, s, records[0]) // an heir presents once more
+	for range 2 {
+		if err := p.CleanUp(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := again.CleanUp(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, r := range records {
+		if got := digTXT(t, addr, r.Name); len(got) != 0 {
+			t.Errorf("%s: left behind %q", r.Name, got)
+		}
+	}
+}
+
+func TestBINDRefusalsAreExplained(t *testing.T) {
+	t.Parallel()
+	addr := startBIND(t)
+	wrong := "d3Jvbmcgc2VjcmV0IHdyb25nIHNlY3JldCB3cm9uZyE="
+	for _, c := range []struct {
+		name, key, algorithm, secret, record string
+		want                                 []string
+	}{
+		{"unknown key", "nobody", "hmac-sha256", bindKey, challenge, []string{"TSIG key nobody", "check key_name"}},
+		{"wrong secret", "edge-key", "hmac-sha256", wrong, challenge, []string{"TSIG key edge-key", "check key_name"}},
+		{"wrong algorithm", "edge-key", "hmac-sha512", bindKey, challenge, []string{"TSIG key edge-key", "key_algorithm"}},
+		{"key without rights", "weak-key", "hmac-sha512", bindKey, challenge, []string{"REFUSED", "TSIG key weak-key", "update-policy"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := bindSolver(t, addr, c.key, c.algorithm, c.secret).Present(t.Context(), []Record{{c.record, "v"}})
+			wantError(t, err, append(c.want, addr, "provider bind (rfc2136)", "zone example.test")...)
+			if err != nil && strings.Contains(err.Error(), c.secret) {
+				t.Errorf("secret in %v", err)
+			}
+		})
+	}
+}
