@@ -1,0 +1,217 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"edge/config"
+	"edge/proxy/dialect"
+	"edge/proxy/exchange"
+	"edge/proxy/upstream"
+)
+
+// forward sends the request to r's pool and hands the reply on. It is what the
+// layers of a route end in.
+func forward(s *Server, r *route) exchange.Handler {
+	return func(e *exchange.Exchange) {
+		ctx, cancel := context.WithCancelCause(e.Context())
+		total := newWatch(r.config.Timeouts.Request, func() { cancel(errTotal) })
+		total.start()
+		resp, err := r.pool.Do(ctx, outgoing(e, r.config.Timeouts))
+		if err != nil {
+			reason := blame(ctx, err)
+			total.stop()
+			cancel(nil)
+			noteAttempts(e, err)
+			fail(e, reason, err)
+			return
+		}
+		e.FirstByte = time.Now()
+		e.Endpoint, e.Attempts = resp.Endpoint, resp.Attempts
+		answer(e, resp)
+		if resp.Status == http.StatusSwitchingProtocols {
+			total.stop() // a tunnel is no longer the request
+			s.tunnel(e, resp, r.config.Timeouts.StreamIdle)
+			_ = resp.Close()
+			cancel(nil)
+			return
+		}
+		src := &reply{e: e, resp: resp, ctx: ctx, cancel: cancel, total: total}
+		src.idle = newWatch(r.config.Timeouts.StreamIdle, func() { cancel(errStreamIdle) })
+		if !e.Detach(src) {
+			_ = exchange.Pump(e, src)
+		}
+	}
+}
+
+// outgoing is the request as the backend gets it: target and Host as they came,
+// trailers only for gRPC, the only protocol that has a use for them; elsewhere
+// they are a way around the checks on fields.
+func outgoing(e *exchange.Exchange, t config.Timeouts) *upstream.Request {
+	req := &upstream.Request{
+		Method:    e.Method,
+		Target:    originForm(e),
+		Host:      e.Host,
+		Header:    e.Header,
+		Length:    e.Length,
+		Interim:   interim(e),
+		Upgrade:   e.Header.Has("upgrade"), // admit leaves it for websocket only
+		FirstByte: t.FirstByte,
+	}
+	if e.Length != 0 {
+		req.Body = e
+		req.Interrupt = func() { e.SetReadTimeout(time.Nanosecond) }
+		if dialect.IsGRPC(e.Header.Get("content-type")) {
+			req.Trailer = e.Trailer
+		}
+	}
+	return req
+}
+
+// originForm returns the target without scheme and authority, which a client
+// may send as if edge were a forward proxy (RFC 9112 section 3.2.2).
+func originForm(e *exchange.Exchange) string {
+	switch {
+	case strings.HasPrefix(e.Target, "/"):
+		return e.Target
+	case e.Query != "":
+		return e.Path + "?" + e.Query
+	}
+	return e.Path
+}
+
+// interim passes informational replies on, but 100: the front answered Expect
+// when the body was first read.
+func interim(e *exchange.Exchange) func(int, exchange.Fields) {
+	return func(status int, f exchange.Fields) {
+		if status != http.StatusContinue {
+			e.Interim(status, endToEnd(f))
+		}
+	}
+}
+
+// answer puts the head of resp into e. What edge says itself (the request id,
+// the end of the connection) stands before the backend's word.
+func answer(e *exchange.Exchange, resp *upstream.Response) {
+	e.Status = resp.Status
+	length := false
+	own := len(e.Reply)
+	e.Reply = slices.Grow(e.Reply, len(resp.Header)+1)
+	for _, f := range endToEnd(resp.Header) {
+		if slices.ContainsFunc(e.Reply[:own], func(o exchange.Field) bool { return strings.EqualFold(o.Name, f.Name) }) {
+			continue
+		}
+		length = length || strings.EqualFold(f.Name, "content-length")
+		e.Reply = append(e.Reply, f)
+	}
+	if !length && resp.Length >= 0 && hasBody(e.Method, resp.Status) {
+		e.Reply.Add("Content-Length", strconv.FormatInt(resp.Length, 10))
+	}
+}
+
+func hasBody(method string, status int) bool {
+	return method != http.MethodHead && status >= http.StatusOK &&
+		status != http.StatusNoContent && status != http.StatusNotModified
+}
+
+// endToEnd returns f without the fields about the backend's connection. Length
+// stays: the engine holds the body to it.
+func endToEnd(f exchange.Fields) exchange.Fields {
+	named := connectionNamed(f)
+	return slices.DeleteFunc(f, func(x exchange.Field) bool {
+		if isHopByHop(x.Name) {
+			return !strings.EqualFold(x.Name, "content-length")
+		}
+		return slices.ContainsFunc(named, func(n string) bool { return strings.EqualFold(n, x.Name) })
+	})
+}
+
+// reply is a backend's reply under way to the client. Its reads are bounded by
+// the silence that the route allows, and it says why it broke off.
+type reply struct {
+	e      *exchange.Exchange
+	resp   *upstream.Response
+	ctx    context.Context //nolint:containedctx // the life of this very reply, asked for its cause only
+	cancel context.CancelCauseFunc
+	total  *watch
+	idle   *watch
+}
+
+// Read implements exchange.Source.
+func (s *reply) Read(p []byte) (int, error) {
+	s.idle.start()
+	n, err := s.resp.Read(p)
+	s.idle.stop()
+	if err != nil && err != io.EOF && s.e.Reason == "" { //nolint:errorlint // io.EOF is never wrapped by a Reader
+		s.e.Reason, s.e.Err = string(blame(s.ctx, err)), err
+	}
+	return n, err
+}
+
+// Trailer implements exchange.Source.
+func (s *reply) Trailer() exchange.Fields { return endToEnd(s.resp.Trailer()) }
+
+// Close implements exchange.Source.
+func (s *reply) Close() error {
+	s.idle.stop()
+	s.total.stop()
+	err := s.resp.Close()
+	s.cancel(nil)
+	return err
+}
+
+// blame says whose fault err is: a wait that was too long, the client that left
+// or sent nonsense, or else the backend.
+func blame(ctx context.Context, err error) Reason {
+	if ctx.Err() != nil {
+		switch cause := context.Cause(ctx); {
+		case errors.Is(cause, errTotal):
+			return TotalTimeout
+		case errors.Is(cause, errStreamIdle):
+			return StreamIdle
+		case errors.Is(cause, exchange.ErrAborted):
+			return ClientStalled
+		}
+		return ClientLeft
+	}
+	if body, ok := errors.AsType[*upstream.BodyError](err); ok {
+		switch {
+		case errors.Is(body, exchange.ErrTooLarge):
+			return BodyTooLarge
+		case errors.Is(body, os.ErrDeadlineExceeded):
+			return RequestTimeout
+		case errors.Is(body, exchange.ErrClientGone), errors.Is(body, exchange.ErrAborted):
+			return ClientLeft
+		}
+		return BadRequest
+	}
+	dial, isDial := errors.AsType[*upstream.DialError](err)
+	switch {
+	case errors.Is(err, upstream.ErrNoEndpoint):
+		return NoEndpoint
+	case errors.Is(err, upstream.ErrBadRequest):
+		return BadRequest
+	case errors.Is(err, upstream.ErrFirstByteTimeout):
+		return UpstreamTimeout
+	case isDial && dial != nil:
+		return UpstreamUnreachable
+	}
+	return UpstreamLost
+}
+
+// noteAttempts records what a failed Do tells about the endpoint it tried.
+func noteAttempts(e *exchange.Exchange, err error) {
+	if dial, ok := errors.AsType[*upstream.DialError](err); ok {
+		e.Endpoint, e.Attempts = dial.Endpoint, dial.Attempts
+	}
+	if lost, ok := errors.AsType[*upstream.LostError](err); ok {
+		e.Endpoint, e.Attempts = lost.Endpoint, max(e.Attempts, 1)
+	}
+}

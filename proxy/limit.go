@@ -1,0 +1,92 @@
+package proxy
+
+import (
+	"errors"
+	"time"
+
+	"edge/proxy/exchange"
+)
+
+// Why forward gives up a request that nobody else ended. They are causes of its
+// context.
+var (
+	errStreamIdle = errors.New("the reply was silent for too long")
+	errTotal      = errors.New("the request took longer than allowed")
+)
+
+// deadline bounds each single wait for the client: for the next piece of the
+// request body, and for it to take a piece of the reply. The waits for the
+// backend (first byte, silence in the reply, the total if asked for) are
+// bounded by forward, which alone can end them.
+func deadline(r *route) exchange.Layer {
+	t := r.config.Timeouts
+	return func(next exchange.Handler) exchange.Handler {
+		return func(e *exchange.Exchange) {
+			e.SetReadTimeout(t.BodyIdle)
+			e.SetWriteTimeout(t.StreamIdle)
+			next(e)
+		}
+	}
+}
+
+// limit bounds what the client may send: the head, which net/http has bounded
+// per listener already, and the body. A body that says its length is refused at
+// once, another when it exceeds the limit: forward's read then fails.
+func limit(r *route) exchange.Layer {
+	l := r.config.Limits
+	return func(next exchange.Handler) exchange.Handler {
+		return func(e *exchange.Exchange) {
+			if l.Headers > 0 && headSize(e) > l.Headers {
+				fail(e, HeadersTooLarge, nil)
+				return
+			}
+			if l.Body > 0 {
+				if e.Length > l.Body {
+					fail(e, BodyTooLarge, nil)
+					return
+				}
+				e.SetReadLimit(l.Body)
+			}
+			next(e)
+		}
+	}
+}
+
+// headSize is about what the head took on the wire of HTTP/1.1.
+func headSize(e *exchange.Exchange) int64 {
+	const line = len(": \r\n")
+	n := len(e.Method) + len(e.Target) + len(e.Host) + 2*line
+	for i := range e.Header {
+		n += len(e.Header[i].Name) + len(e.Header[i].Value) + line
+	}
+	return int64(n)
+}
+
+// watch is a timer for one kind of silence: fire is called when neither Stop
+// nor Reset came in time. A nil watch watches nothing.
+type watch struct {
+	timer *time.Timer
+	d     time.Duration
+}
+
+// newWatch returns a watch that is not running yet; d of 0 is off.
+func newWatch(d time.Duration, fire func()) *watch {
+	if d <= 0 {
+		return nil
+	}
+	w := &watch{timer: time.AfterFunc(d, fire), d: d}
+	w.timer.Stop()
+	return w
+}
+
+func (w *watch) start() {
+	if w != nil {
+		w.timer.Reset(w.d)
+	}
+}
+
+func (w *watch) stop() {
+	if w != nil {
+		w.timer.Stop()
+	}
+}
