@@ -1,0 +1,11 @@
+package store_test
+
+import (
+	"testing"
+
+	"edge/tlsmgr/store/storetest"
+)
+
+func TestFileStoreKeepsTheContract(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) string { return "file://" + t.TempDir() })
+}
