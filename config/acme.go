@@ -49,14 +49,11 @@ func (b *builder) providers(v value) {
 		p := &Provider{Name: name, Pos: v.pos()}
 		b.cfg.Providers[name] = p
 		present := v.object(fields{
-			"rfc2136":        b.rfc2136(p),
-			"route53":        route53(p),
-			"cloudflare":     b.cloudflare(p),
-			"googleclouddns": later,
-			"azure":          later,
-			"exec":           later,
-		})
-		v.oneOf(present, "cloudflare", "route53", "rfc2136", "googleclouddns", "azure", "exec")
+			"rfc2136":    b.rfc2136(p),
+			"route53":    route53(p),
+			"cloudflare": b.cloudflare(p),
+		}, "googleclouddns", "azure", "exec")
+		v.oneOf(present, []string{"cloudflare", "route53", "rfc2136"}, "googleclouddns", "azure", "exec")
 	})
 }
 
@@ -116,13 +113,11 @@ func (b *builder) issuers(v value) {
 					"email":     as(&issuer.Email, email),
 					"profile":   as(&issuer.Profile, word),
 					"ca":        as(&issuer.CA, b.path),
-					"eab":       later,
-				})
+				}, "eab")
 			},
 			"challenge": func(v value) { dns01 = issuer.challenge(v) },
-			"internal":  later,
-		})
-		v.oneOf(present, "acme", "internal")
+		}, "internal")
+		v.oneOf(present, []string{"acme"}, "internal")
 		if _, ok := present["acme"]; ok && dns01 && len(issuer.Providers) == 0 {
 			v.refuse(noProvider())
 		}
@@ -212,7 +207,7 @@ func (b *builder) certificates(v value) {
 				}), "certificate", "private_key")
 			},
 		})
-		v.oneOf(present, "names", "file")
+		v.oneOf(present, []string{"names", "file"})
 		for _, key := range slices.Sorted(maps.Keys(present)) {
 			if c.File != nil && (key == "issuers" || key == "key_type") {
 				present[key].refuseKey(exclusive("file", key, "edge does not obtain a certificate that is in a file"))

@@ -17,10 +17,10 @@ const maxMessage = 300
 // decoder walks the tree of a document and gathers every problem on its way.
 //
 // The schema is Go: an object is read with fields, a map from each key to the
-// take that consumes its value, so a key that is in no map is unknown and a key
-// that is taken by later is refused as not supported yet.
+// take that consumes its value, and with the keys that a later version will
+// read. Any other key is unknown; a later one is refused as not supported yet.
 //
-//	v.object(fields{"delay": as(&drain.Delay, duration(0, day)), "queue": later})
+//	v.object(fields{"delay": as(&drain.Delay, duration(0, day))}, "queue")
 //
 // Where a value stands is remembered by path, so that checks which look at the
 // finished Config can say where the trouble is.
@@ -173,41 +173,61 @@ func (v value) children() []value {
 	return all
 }
 
-// object lets fields take each value and returns those that are present.
-func (v value) object(known fields) map[string]value {
-	present := map[string]value{}
+// keys are the values of an object by key; nil when it is no object.
+type keys map[string]value
+
+// any reports whether one of the names is present.
+func (k keys) any(names ...string) bool {
+	return slices.ContainsFunc(names, func(name string) bool { _, ok := k[name]; return ok })
+}
+
+// object lets fields take each value. It returns the keys that are present and
+// not unknown, later ones included.
+func (v value) object(known fields, later ...string) keys {
+	if !isNull(v.node) && v.node.Kind != yaml.MappingNode {
+		v.is(yaml.MappingNode, "an object")
+		return nil
+	}
+	present := keys{}
 	for _, child := range v.children() {
 		name := child.key.Value
-		consume, ok := known[name]
-		if !ok {
-			child.refuseKey(unknownKey(name, slices.Sorted(maps.Keys(known))))
+		switch consume, ok := known[name]; {
+		case ok:
+			consume(child)
+		case slices.Contains(later, name):
+			child.refuseKey(notYet())
+		default:
+			child.refuseKey(unknownKey(name, slices.Sorted(maps.Keys(known)), later))
 			continue
 		}
 		present[name] = child
-		consume(child)
 	}
 	return present
 }
 
 // need refuses v for each key that is absent.
-func (v value) need(present map[string]value, keys ...string) {
-	for _, key := range keys {
-		if _, ok := present[key]; !ok {
-			v.refuse(missingKey(key))
+func (v value) need(present keys, names ...string) {
+	for _, name := range names {
+		if present != nil && !present.any(name) {
+			v.refuse(missingKey(name))
 		}
 	}
 }
 
-// oneOf refuses v unless exactly one of the keys is present.
-func (v value) oneOf(present map[string]value, keys ...string) {
+// oneOf refuses v unless exactly one of the names is present. It is content
+// with a later one, which is refused already.
+func (v value) oneOf(present keys, names []string, later ...string) {
+	if present == nil || present.any(later...) {
+		return
+	}
 	count := 0
-	for _, key := range keys {
-		if _, ok := present[key]; ok {
+	for _, name := range names {
+		if present.any(name) {
 			count++
 		}
 	}
 	if count != 1 {
-		v.refuse(wantOneOf(keys))
+		v.refuse(wantOneOf(names))
 	}
 }
 
@@ -255,9 +275,6 @@ func (v value) text() (string, bool) {
 	}
 	return v.node.Value, true
 }
-
-// later refuses a key of the schema that this build does not know.
-func later(v value) { v.refuseKey(notYet()) }
 
 // hold accepts a value that is read afterwards, from what object returns.
 func hold(value) {}

@@ -28,15 +28,14 @@ func (b *builder) listeners(v value) {
 		b.cfg.Listeners[name] = l
 		redirect := ""
 		present := v.object(fields{
-			"address":        as(&l.Address, listenAddress),
-			"protocols":      list(&l.Protocols, choice([]Protocol{H1, H2}, "h3")),
-			"tls":            l.tls,
-			"redirect":       as(&redirect, choice([]string{"https"})),
-			"proxy_protocol": later,
+			"address":   as(&l.Address, listenAddress),
+			"protocols": list(&l.Protocols, choice([]Protocol{H1, H2}, "h3")),
+			"tls":       l.tls,
+			"redirect":  as(&redirect, choice([]string{"https"})),
 			"forwarded": func(v value) {
 				v.object(fields{"trusted": list(&l.Trusted, prefix)})
 			},
-		})
+		}, "proxy_protocol")
 		v.need(present, "address")
 		if _, l.Redirect = present["redirect"]; l.Redirect {
 			l.Protocols, l.TLS, l.DefaultCertificate = []Protocol{H1}, TLS{}, ""

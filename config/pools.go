@@ -24,20 +24,12 @@ func (b *builder) pools(v value) {
 		p := b.newPool(name, v.pos())
 		b.cfg.Pools[name] = p
 		present := v.object(fields{
-			"endpoints":       p.endpoints,
-			"balance":         p.balance,
-			"health":          p.health,
-			"retry":           p.retry,
-			"tls":             b.poolTLS(p),
-			"engine":          later,
-			"protocol":        later,
-			"concurrency":     later,
-			"ejection":        later,
-			"slow_start":      later,
-			"on_client_abort": later,
-			"host":            later,
-			"auth":            later,
-		})
+			"endpoints": p.endpoints,
+			"balance":   p.balance,
+			"health":    p.health,
+			"retry":     p.retry,
+			"tls":       b.poolTLS(p),
+		}, "engine", "protocol", "concurrency", "ejection", "slow_start", "on_client_abort", "host", "auth")
 		v.need(present, "endpoints")
 	})
 }
@@ -48,12 +40,10 @@ func (p *Pool) endpoints(v value) {
 		e := Endpoint{Weight: 1}
 		if item.node.Kind == yaml.MappingNode {
 			present := item.object(fields{
-				"url":     as(&e.URL, endpoint),
-				"weight":  as(&e.Weight, count(1000)),
-				"dns":     later,
-				"refresh": later,
-			})
-			if _, dynamic := present["dns"]; !dynamic {
+				"url":    as(&e.URL, endpoint),
+				"weight": as(&e.Weight, count(1000)),
+			}, "dns", "refresh")
+			if !present.any("dns") {
 				item.need(present, "url")
 			}
 		} else {
@@ -69,7 +59,7 @@ func (p *Pool) endpoints(v value) {
 
 func (p *Pool) balance(v value) {
 	if v.node.Kind == yaml.MappingNode { // {hash: header.x-user}
-		v.object(fields{"hash": later})
+		v.object(nil, "hash")
 		return
 	}
 	as(&p.Balance, choice([]Balance{RoundRobin, LeastRequests}, "random", "p2c", "ai"))(v)
@@ -83,8 +73,7 @@ func (p *Pool) health(v value) {
 		"interval": as(&h.Interval, duration(10*time.Millisecond, day)),
 		"rise":     as(&h.Rise, count(100)),
 		"fall":     as(&h.Fall, count(100)),
-		"warmup":   later,
-	}), "path")
+	}, "warmup"), "path")
 	h.Timeout = min(h.Interval, healthTimeout)
 }
 

@@ -51,9 +51,9 @@ func noTag(tag string) *refusal {
 
 // Keys and shapes.
 
-func unknownKey(key string, known []string) *refusal {
+func unknownKey(key string, known, later []string) *refusal {
 	r := &refusal{message: fmt.Sprintf("unknown key %q", key)}
-	if near := nearest(key, known); near != "" {
+	if near := nearest(key, slices.Concat(known, later)); near != "" {
 		r.hint = fmt.Sprintf("did you mean %q?", near)
 	} else {
 		r.hint = "known keys: " + strings.Join(known, ", ")
@@ -93,8 +93,8 @@ func exclusive(a, b, hint string) *refusal {
 	return &refusal{fmt.Sprintf("%q and %q exclude each other", a, b), hint}
 }
 
-func wantOneOf(keys []string) *refusal {
-	return &refusal{"want exactly one of the keys " + strings.Join(keys, ", "), ""}
+func wantOneOf(names []string) *refusal {
+	return &refusal{"want exactly one of the keys " + strings.Join(names, ", "), ""}
 }
 
 func badVersion(got string) *refusal {
@@ -104,11 +104,7 @@ func badVersion(got string) *refusal {
 // Scalars.
 
 func badChoice(value string, allowed []string) *refusal {
-	r := &refusal{fmt.Sprintf("unknown value %q", value), "one of: " + strings.Join(allowed, ", ")}
-	if near := nearest(value, allowed); near != "" {
-		r.hint = fmt.Sprintf("did you mean %q?", near)
-	}
-	return r
+	return &refusal{fmt.Sprintf("unknown value %q", value), "one of: " + strings.Join(allowed, ", ")}
 }
 
 func badDuration(value string) *refusal {
@@ -286,8 +282,8 @@ func conflictingPolicies(a, b string) *refusal {
 	return &refusal{fmt.Sprintf("policies %q and %q demand different TLS", a, b), "list one of them"}
 }
 
-func setInDefaults(key string) *refusal {
-	return &refusal{fmt.Sprintf("%q belongs to the pools", key), "set defaults: {timeouts: {" + key + ": …}}"}
+func setInDefaults(section, key string) *refusal {
+	return &refusal{fmt.Sprintf("%q cannot differ between routes", key), fmt.Sprintf("set defaults: {%s: {%s: …}}", section, key)}
 }
 
 // Warnings: legal, but probably not what was meant.

@@ -2,7 +2,6 @@ package config
 
 import (
 	"fmt"
-	"slices"
 )
 
 // policyUse is one name in the policies of a route.
@@ -20,14 +19,7 @@ func (b *builder) readPolicies(v value) {
 			"tls": func(v value) {
 				v.need(v.object(fields{"min_version": tlsVersion(&t.MinVersion)}), "min_version")
 			},
-			"api_keys":            later,
-			"jwt":                 later,
-			"client_certificates": later,
-			"rate_limits":         later,
-			"allow":               later,
-			"response_headers":    later,
-			"cors":                later,
-		})
+		}, "api_keys", "jwt", "client_certificates", "rate_limits", "allow", "response_headers", "cors")
 		if len(present) == 0 {
 			v.need(present, "tls")
 		}
@@ -53,10 +45,7 @@ func (b *builder) route(i int, v value) {
 		"host": match["host"],
 		"path": match["path"],
 		"match": func(v value) {
-			v.object(fields{
-				"host": match["host"], "path": match["path"],
-				"headers": later, "methods": later, "sni": later,
-			})
+			v.object(fields{"host": match["host"], "path": match["path"]}, "headers", "methods", "sni")
 		},
 		"policies":  func(v value) { b.usePolicies(r, v) },
 		"pool":      ref("pool", &r.Pool),
@@ -64,22 +53,17 @@ func (b *builder) route(i int, v value) {
 		"listeners": refs("listener", &r.Listeners),
 		"timeouts": func(v value) {
 			known := timeoutFields(&r.Timeouts)
-			known["connect"] = func(v value) { v.refuseKey(setInDefaults("connect")) }
+			known["connect"] = func(v value) { v.refuseKey(setInDefaults("timeouts", "connect")) }
 			v.object(known)
 		},
 		"limits": func(v value) {
 			v.object(fields{
 				"body":    as(&r.Limits.Body, sizeOrOff(1, 1024*gib)),
-				"headers": func(v value) { v.refuseKey(setInDefaults("headers")) },
+				"headers": func(v value) { v.refuseKey(setInDefaults("limits", "headers")) },
 			})
 		},
-		"models": later, "otherwise": later, "rewrite": later,
-		"redirect": later, "mirror": later, "passthrough": later,
-	})
+	}, "models", "otherwise", "rewrite", "redirect", "mirror", "passthrough")
 	b.routeShape(r, v, present)
-	if len(r.Listeners) == 0 {
-		r.Listeners = b.tlsListeners()
-	}
 }
 
 func (r *Route) matchPath(v value) {
@@ -91,8 +75,8 @@ func (r *Route) matchPath(v value) {
 }
 
 // routeShape checks which keys go together and makes the inline pool.
-func (b *builder) routeShape(r *Route, v value, present map[string]value) {
-	if _, long := present["match"]; long {
+func (b *builder) routeShape(r *Route, v value, present keys) {
+	if present.any("match") {
 		for _, key := range []string{"host", "path"} {
 			if short, both := present[key]; both {
 				short.refuseKey(exclusive(key, "match", "write match: {host: NAME, path: PATH}"))
@@ -100,7 +84,7 @@ func (b *builder) routeShape(r *Route, v value, present map[string]value) {
 		}
 	}
 	endpoints, inline := present["endpoints"]
-	pool, named := present["pool"]
+	_, named := present["pool"]
 	switch {
 	case inline && named:
 		endpoints.refuseKey(exclusive("endpoints", "pool", "put the endpoints in the pool"))
@@ -113,11 +97,7 @@ func (b *builder) routeShape(r *Route, v value, present map[string]value) {
 			return
 		}
 		b.cfg.Pools[p.Name] = p
-	case named && r.Pool == "" && isNull(pool.node):
-	case !named && !slices.ContainsFunc([]string{"models", "otherwise", "redirect", "passthrough"}, func(key string) bool {
-		_, ok := present[key]
-		return ok
-	}):
+	case !named && present != nil && !present.any("models", "redirect", "passthrough"):
 		v.refuse(noBackend())
 	}
 }
@@ -172,7 +152,7 @@ func (b *builder) checkShadows() {
 	first := map[binding]*Route{}
 	for i, r := range b.cfg.Routes {
 		hosts := r.Hosts
-		if len(hosts) == 0 {
+		if hosts == nil {
 			hosts = []string{"any host"}
 		}
 		told := false

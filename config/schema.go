@@ -1,6 +1,7 @@
 package config
 
 import (
+	"slices"
 	"time"
 
 	"go.yaml.in/yaml/v4"
@@ -82,12 +83,15 @@ func (d *decoder) config(root *yaml.Node) *Config {
 		{"observability", b.observability},
 		{"drain", b.drain},
 	}
-	known := fields{"version": hold, "include": later, "telemetry": later}
+	if !b.version(v) {
+		return b.cfg
+	}
+	known := fields{"version": hold}
 	for _, s := range sections {
 		known[s.key] = hold
 	}
-	present := v.object(known)
-	if v.node.Kind != yaml.MappingNode || !b.version(v, present) {
+	present := v.object(known, "include", "telemetry")
+	if present == nil {
 		return b.cfg
 	}
 	for _, s := range sections {
@@ -101,28 +105,35 @@ func (d *decoder) config(root *yaml.Node) *Config {
 	return b.cfg
 }
 
-// version reports whether the rest of the file can be understood.
-func (b *builder) version(root value, present map[string]value) bool {
-	v, ok := present["version"]
-	if !ok {
-		root.refuse(missingKey("version"))
-		return true
-	}
-	text, ok := v.text()
-	if ok && text != "1" {
-		v.refuse(badVersion(text))
-		return false
+// version reports whether the rest of the file can be understood. It looks
+// before anything else, because another version has other keys.
+func (b *builder) version(root value) bool {
+	for pair := range slices.Chunk(root.node.Content, 2) {
+		if root.node.Kind != yaml.MappingNode || pair[0].Value != "version" {
+			continue
+		}
+		v := b.value(pair[1], pair[0], "version")
+		text, ok := v.text()
+		if ok && text != "1" {
+			v.refuse(badVersion(text))
+		}
+		return !ok || text == "1"
 	}
 	return true
 }
 
 // complete fills in what the absence of a section means.
-func (b *builder) complete(root value, present map[string]value) {
-	root.need(present, "routes")
+func (b *builder) complete(root value, present keys) {
+	root.need(present, "version", "routes")
 	if len(b.names["listener"]) == 0 {
 		b.cfg.Listeners = defaultListeners()
 		for name := range b.cfg.Listeners {
 			b.define("listener", name)
+		}
+	}
+	for _, r := range b.cfg.Routes {
+		if len(r.Listeners) == 0 {
+			r.Listeners = b.tlsListeners()
 		}
 	}
 	if acme, ok := present["acme"]; ok {
@@ -141,7 +152,7 @@ func (b *builder) storage(v value) {
 		as(&s.URL, storageURL)(v)
 		return
 	}
-	v.need(v.object(fields{"url": as(&s.URL, storageURL), "encrypt": later}), "url")
+	v.need(v.object(fields{"url": as(&s.URL, storageURL)}, "encrypt"), "url")
 }
 
 func (b *builder) defaults(v value) {
@@ -193,8 +204,7 @@ func (b *builder) observability(v value) {
 				"access": as(&b.cfg.Log.Access, boolean),
 			})
 		},
-		"traces": later,
-	})
+	}, "traces")
 }
 
 func (b *builder) drain(v value) {
