@@ -21,13 +21,13 @@ import (
 
 // Status is what a running edge says of itself, as JSON on /v1/status.
 type Status struct {
-	Version      string                     `json:"version"`
-	PID          int                        `json:"pid"`
-	Started      time.Time                  `json:"started"`
-	Ready        bool                       `json:"ready"`
-	Config       ConfigStatus               `json:"config"`
-	Proxy        proxy.Status               `json:"proxy"`
-	Certificates []tlsmgr.CertificateStatus `json:"certificates"`
+	Version      string        `json:"version"`
+	PID          int           `json:"pid"`
+	Started      time.Time     `json:"started"`
+	Ready        bool          `json:"ready"`
+	Config       ConfigStatus  `json:"config"`
+	Proxy        proxy.Status  `json:"proxy"`
+	Certificates tlsmgr.Status `json:"certificates"`
 }
 
 // ConfigStatus says which configuration is in force and how the last reload went.

@@ -27,7 +27,7 @@ func certsCommand(g *globals) *cobra.Command {
 				if g.json {
 					return printJSON(cmd.OutOrStdout(), s.Certificates)
 				}
-				return printCertificates(cmd, s.Certificates, time.Now())
+				return printCertificates(cmd, s.Certificates.Certificates, time.Now())
 			}),
 		},
 		&cobra.Command{

@@ -18,7 +18,7 @@ type logger struct {
 
 func newLog(w io.Writer, c config.Log) *logger {
 	h := &formatHandler{text: slog.NewTextHandler(w, nil), asJSON: slog.NewJSONHandler(w, nil), json: new(atomic.Bool)}
-	h.json.Store(c.Format == config.JSON)
+	h.json.Store(c.Format == "json")
 	return &logger{slog.New(h), h}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -31,7 +32,8 @@ type app struct {
 	proxy   *proxy.Server
 	control *admin.Control // nil when there is no control socket
 	started time.Time
-	failed  chan error // a part that should run for ever has ended
+	failed  chan error    // a part that should run for ever has ended
+	loaded  chan struct{} // a certificate has been loaded
 
 	current atomic.Pointer[config.Config]
 	ready   atomic.Bool
@@ -45,8 +47,8 @@ type app struct {
 }
 
 func newApp(g *globals, log *logger) *app {
-	a := &app{globals: g, log: log.Logger, format: log.format, started: time.Now(), failed: make(chan error, 2)}
-	a.certs = tlsmgr.New(tlsmgr.Options{Logger: a.log})
+	a := &app{globals: g, log: log.Logger, format: log.format, started: time.Now(), failed: make(chan error, 2), loaded: make(chan struct{}, 1)}
+	a.certs = tlsmgr.New(tlsmgr.Options{Logger: a.log, Events: a.event})
 	a.proxy = proxy.New(proxy.Options{
 		Logger:  a.log,
 		TLS:     a.certs.TLSConfig,
@@ -86,7 +88,7 @@ func (a *app) start(ctx context.Context, cfg *config.Config) error {
 
 // listenControl binds the control socket. Where the default path cannot be
 // used and nobody asked for another, edge runs without one.
-func (a *app) listenControl(ctx context.Context, cfg *config.Config) (ln netListener, err error) {
+func (a *app) listenControl(ctx context.Context, cfg *config.Config) (ln net.Listener, err error) {
 	ln, err = admin.Listen(ctx, cfg.Control.Socket)
 	if err != nil && cfg.Control.Socket == config.DefaultSocket && errors.Is(err, os.ErrPermission) {
 		a.log.Warn("running without a control socket", slog.Any("error", err))
@@ -108,9 +110,9 @@ func (a *app) apply(ctx context.Context, cfg *config.Config) (warnings []string,
 	}
 	certs.Commit()
 	server.Commit()
-	a.format.json.Store(cfg.Log.Format == config.JSON)
+	a.format.json.Store(cfg.Log.Format == "json")
 	a.current.Store(cfg)
-	return append(admin.Texts(cfg.Warnings), certs.Warnings()...), nil
+	return append(admin.Texts(cfg.Warnings), admin.Texts(certs.Warnings())...), nil
 }
 
 // reload reads the configuration again. What is refused changes nothing.
@@ -167,7 +169,7 @@ func (a *app) becomeReady(ctx context.Context) {
 	}
 	grace, cancel := context.WithTimeout(ctx, startGrace)
 	defer cancel()
-	missing := a.certs.WaitComplete(grace)
+	missing := a.complete(grace)
 	if ctx.Err() != nil {
 		return
 	}
@@ -177,6 +179,33 @@ func (a *app) becomeReady(ctx context.Context) {
 	a.ready.Store(true)
 	notify("READY=1")
 	a.log.Info("ready", slog.Duration("after", time.Since(a.started).Round(time.Millisecond)))
+}
+
+// complete waits until no certificate is missing and returns those that still
+// are at the end of ctx.
+func (a *app) complete(ctx context.Context) []string {
+	for {
+		status := a.certs.Status()
+		missing := status.Missing()
+		if len(missing) == 0 {
+			return nil
+		}
+		select {
+		case <-a.loaded:
+		case <-ctx.Done():
+			return missing
+		}
+	}
+}
+
+// event wakes complete when a certificate has been loaded.
+func (a *app) event(e tlsmgr.Event) {
+	if e.Step == tlsmgr.StepLoaded {
+		select {
+		case a.loaded <- struct{}{}:
+		default: // it has not seen the last one yet and will look at both
+		}
+	}
 }
 
 // drain stops: readiness first, then listeners, then streams, then the rest.
@@ -201,7 +230,7 @@ func (a *app) drain(ctx context.Context, d config.Drain) error {
 		err = errors.Join(err, a.control.Close())
 	}
 	a.background.Wait()
-	return errors.Join(err, a.certs.Close())
+	return err
 }
 
 // Status tells all that edge knows of itself. It may be called concurrently.
@@ -217,7 +246,7 @@ func (a *app) Status() admin.Status {
 
 func (a *app) observe(r *proxy.Record) {
 	if a.current.Load().Log.Access {
-		a.log.LogAttrs(context.Background(), slog.LevelInfo, "request", r.Attrs()...)
+		a.log.LogAttrs(context.Background(), slog.LevelInfo, "request", r.LogAttrs()...)
 	}
 }
 

@@ -54,7 +54,11 @@ func printStatus(cmd *cobra.Command, s admin.Status) error {
 	fmt.Fprintln(out)
 	var listeners [][]string
 	for _, l := range s.Proxy.Listeners {
-		listeners = append(listeners, []string{l.Name, l.Address, l.Kind})
+		kind := "tls"
+		if l.Redirect {
+			kind = "redirect"
+		}
+		listeners = append(listeners, []string{l.Name, l.Address, kind})
 	}
 	if err := table(out, "LISTENER ADDRESS KIND", listeners); err != nil {
 		return err
@@ -67,7 +71,7 @@ func printStatus(cmd *cobra.Command, s admin.Status) error {
 			if !e.Healthy {
 				health = "down: " + e.LastError
 			}
-			endpoints = append(endpoints, []string{p.Name, e.URL, strconv.FormatInt(e.Inflight, 10), health})
+			endpoints = append(endpoints, []string{p.Name, e.URL, strconv.Itoa(e.Inflight), health})
 		}
 	}
 	return table(out, "POOL ENDPOINT REQUESTS HEALTH", endpoints)

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -114,9 +115,9 @@ func (d *demo) startLab() (err error) {
 	}
 	d.say.step("CA          Pebble              %s", d.lab.CA.Directory)
 	d.say.step("DNS         zone %s      %s (TSIG-signed updates)", zone, d.lab.DNS.Addr)
-	d.say.step("bucket      S3                  %s", d.lab.S3.URL)
+	d.say.step("bucket      S3                  %s", d.lab.S3.Endpoint)
 	for _, name := range []string{"model-a", "model-b"} {
-		m, err := modelserver.Start(modelserver.Options{Name: name, Tokens: words, Delay: 60 * time.Millisecond})
+		m, err := modelserver.Start(modelserver.Options{Name: name, Script: modelserver.Script{Tokens: strings.SplitAfter(words, " "), Delay: 60 * time.Millisecond}})
 		if err != nil {
 			return err
 		}
