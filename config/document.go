@@ -98,6 +98,9 @@ func (d *decoder) syntax(data []byte, err error) error {
 	if pos.Line < 1 || pos.Column < 1 { // from the reader, which counts bytes only
 		pos = position(data, min(max(cause.Mark.Index, 0), len(data)))
 	}
+	if last := 1 + bytes.Count(data, []byte("\n")) + bytes.Count(data, []byte("\r")); pos.Line > last {
+		pos = position(data, len(data)) // the library ends the last line itself
+	}
 	if strings.Contains(cause.Message, "tab character") || d.tabAt(data, pos) {
 		return d.fail(pos, badTab())
 	}

@@ -87,7 +87,7 @@ func TestEndpointsAreCanonical(t *testing.T) {
 func TestNearestWordIsASlipAway(t *testing.T) {
 	words := []string{"listeners", "issuers", "host", "on"}
 	for text, want := range map[string]string{
-		"listners": "listeners", "lisetners": "listeners", "issuer": "issuers", "hots": "host", "Host": "host", "hosts": "host",
+		"lisetners": "listeners", "issuer": "issuers", "hots": "host", "Host": "host", "hosts": "host",
 		"oN": "on", "storage": "", "": "", strings.Repeat("x", 1000): "",
 	} {
 		if got := nearest(text, words); got != want {

@@ -9,8 +9,10 @@ import (
 
 // Defaults that have no better home; the annotated routes.yaml repeats them.
 const (
+	// DefaultSocket is where the control socket is when routes.yaml is silent.
+	DefaultSocket = "/run/edge/control.sock"
+
 	defaultStorage  = "file:///var/lib/edge"
-	defaultSocket   = "/run/edge/control.sock"
 	defaultMaxNames = 25 // what Let's Encrypt signs with its default profiles
 
 	// maxSocket is the portable length of sun_path without its final zero (unix(7)).
@@ -29,7 +31,7 @@ func defaults(path string) *Config {
 		Certificates: map[string]*Certificate{},
 		Bundles:      Bundles{Packing: ByZone, MaxNames: defaultMaxNames, KeyType: P256},
 		Pools:        map[string]*Pool{},
-		Control:      Control{Socket: defaultSocket},
+		Control:      Control{Socket: DefaultSocket},
 		Log:          Log{Format: "text", Access: true},
 		Drain:        Drain{Timeout: time.Minute},
 	}

@@ -74,7 +74,7 @@ func TestSecretNeverShowsMoreThanItsReference(t *testing.T) {
 		var log bytes.Buffer
 		slog.New(slog.NewTextHandler(&log, nil)).Info("provider", slog.Any("token", s), slog.Any("whole", Cloudflare{s}))
 		return []string{
-			fmt.Sprintf("%v", s), fmt.Sprintf("%+v", Cloudflare{s}), fmt.Sprintf("%#v", s), fmt.Sprintf("%s", s), string(encoded), log.String(),
+			fmt.Sprintf("%v", s), fmt.Sprintf("%+v", Cloudflare{s}), fmt.Sprintf("%#v", s), s.String(), string(encoded), log.String(),
 		}
 	}
 	for i, text := range show(Secret{"env:TOKEN"}) {

@@ -34,14 +34,11 @@ type Event struct {
 	Detail      string // for people; never a secret
 }
 
-// emit tells Options.Events and writes one log line. Steps inside an order are
-// for debugging; a line at the normal level is a change of state.
+// emit tells Options.Events and writes one log line. An order is ten lines every
+// few weeks, and the first thing to read when one fails.
 func (m *Manager) emit(ctx context.Context, id string, step Step, detail string) {
-	level := slog.LevelDebug
-	switch step { //nolint:exhaustive // the steps inside an order are for debugging
-	case StepOrder, StepStored, StepLoaded, StepWaiting:
-		level = slog.LevelInfo
-	case StepFailed:
+	level := slog.LevelInfo
+	if step == StepFailed {
 		level = slog.LevelWarn
 	}
 	m.log.LogAttrs(ctx, level, "certificate", slog.String("step", string(step)), slog.String("certificate", id), slog.String("detail", detail))
