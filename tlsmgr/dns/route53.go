@@ -277,7 +277,12 @@ func explainRoute53(err error) refusal {
 		}
 		return refusal{reason: oneLine(err.Error())}
 	}
-	said := oneLine(api.ErrorCode() + ": " + api.ErrorMessage())
+	words := api.ErrorMessage()
+	var batch *types.InvalidChangeBatch
+	if errors.As(err, &batch) && len(batch.Messages) > 0 {
+		words = strings.Join(batch.Messages, ", ")
+	}
+	said := oneLine(api.ErrorCode() + ": " + words)
 	switch code := api.ErrorCode(); code {
 	case "AccessDenied", "AccessDeniedException":
 		return refusal{said, actions}
