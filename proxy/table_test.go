@@ -33,7 +33,7 @@ func nameOf(r *route) string {
 
 func TestMostSpecificRouteWins(t *testing.T) {
 	table := tableOf(
-		&config.Route{Path: "/"},                                                             // 0
+		&config.Route{Path: "/"}, // 0
 		&config.Route{Hosts: []string{"*.models.example.com"}, Path: "/"},                    // 1
 		&config.Route{Hosts: []string{"a.models.example.com"}, Path: "/v1"},                  // 2
 		&config.Route{Hosts: []string{"a.models.example.com"}, Path: "/v1/chat"},             // 3
