@@ -118,7 +118,7 @@ func read(root *os.Root, key string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	value, err := io.ReadAll(io.LimitReader(f, MaxObject+1))
 	if err == nil && len(value) > MaxObject {
 		err = ErrTooLarge
@@ -424,7 +424,7 @@ func readDir(root *os.Root, dir string) ([]fs.DirEntry, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	entries, err := f.ReadDir(maxList + 1)
 	if errors.Is(err, io.EOF) {
 		err = nil

@@ -7,5 +7,8 @@ import (
 )
 
 func TestFileStoreKeepsTheContract(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) string { return "file://" + t.TempDir() })
+	storetest.Run(t, func(t *testing.T) string {
+		t.Helper()
+		return "file://" + t.TempDir()
+	})
 }

@@ -64,8 +64,9 @@ func (s *Store) Acquire(ctx context.Context, name string) (*Lease, error) {
 	return l, err
 }
 
-// TryAcquire takes the lease called name if that is possible right now. A
-// lease whose holder died counts as held until a waiting Acquire sees it lapse.
+// TryAcquire takes the lease called name if that is possible right now. The
+// lease of a holder that died is taken once calls of Acquire or TryAcquire in
+// this process have seen it unchanged for 1.25 TTL.
 func (s *Store) TryAcquire(ctx context.Context, name string) (*Lease, bool, error) {
 	return s.acquire(ctx, name, false)
 }
@@ -97,13 +98,12 @@ func (s *Store) acquire(ctx context.Context, name string, wait bool) (*Lease, bo
 
 // contend competes with other processes. nil, nil is "not now".
 func (s *Store) contend(ctx context.Context, name, key string, wait bool) (*Lease, error) {
-	var watch stopwatch
 	for {
 		found, version, err := s.readLease(ctx, key)
 		if err != nil {
 			return nil, err
 		}
-		idle := watch.idle(version)
+		idle := s.idle(key, version)
 		if limit := found.ttl(s.ttl); found.State == stateFree || idle > limit+limit/4 {
 			l, err := s.claim(ctx, name, key, found, version)
 			if err != nil {
@@ -162,6 +162,7 @@ func (s *Store) hold(ctx context.Context, name, key string, r record, v Version,
 		return nil, ErrClosed
 	}
 	s.held[l] = struct{}{}
+	delete(s.watches, key)
 	s.keepers.Go(func() { l.keep(keeping) })
 	return l, nil
 }

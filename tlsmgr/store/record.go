@@ -17,6 +17,7 @@ import (
 
 const (
 	recordFormat = 1
+	maxWatches   = 4096 // leases of others that a process remembers
 	stateHeld    = "held"
 	stateFree    = "free"
 )
@@ -92,17 +93,30 @@ func leaseKey(name string) string {
 	return "locks/" + safe + ".json"
 }
 
-// stopwatch measures how long a version has been seen unchanged, by our own
+// stopwatch is the version of a lease and when we saw it first, by our own
 // monotonic clock.
 type stopwatch struct {
 	version Version
 	since   time.Time
 }
 
-func (w *stopwatch) idle(v Version) time.Duration {
+// idle returns for how long the lease at key has been seen unchanged. It
+// remembers that between calls, or a lease that is only ever tried would never
+// be seen to lapse. Forgetting one, when there are many, costs another TTL.
+func (s *Store) idle(key string, v Version) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := time.Now()
-	if w.since.IsZero() || v != w.version {
-		w.version, w.since = v, now
+	w, ok := s.watches[key]
+	if !ok || w.version != v {
+		if len(s.watches) >= maxWatches {
+			for other := range s.watches {
+				delete(s.watches, other)
+				break
+			}
+		}
+		w = stopwatch{version: v, since: now}
+		s.watches[key] = w
 	}
 	return now.Sub(w.since)
 }

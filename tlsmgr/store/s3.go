@@ -45,7 +45,8 @@ type s3Driver struct {
 	pageSize  int32
 
 	mu     sync.Mutex
-	client *s3.Client // made at first use
+	client *s3.Client // made at first use, like http
+	http   *http.Client
 }
 
 // bucketName is the naming rule of S3.
@@ -128,7 +129,7 @@ func (d *s3Driver) connect(ctx context.Context) (*s3.Client, error) {
 	if d.client != nil {
 		return d.client, nil
 	}
-	transport := awshttp.NewBuildableClient().
+	builder := awshttp.NewBuildableClient().
 		WithTimeout(s3AttemptTimeout).
 		WithDialerOptions(func(n *net.Dialer) { n.Timeout = s3DialTimeout }).
 		WithTransportOptions(func(t *http.Transport) {
@@ -136,7 +137,7 @@ func (d *s3Driver) connect(ctx context.Context) (*s3.Client, error) {
 			t.MaxIdleConnsPerHost = maxRequests
 		})
 	options := []func(*config.LoadOptions) error{
-		config.WithHTTPClient(transport),
+		config.WithHTTPClient(builder),
 		config.WithLogger(logging.Nop{}),
 		config.WithRetryer(func() aws.Retryer {
 			return retry.NewStandard(func(o *retry.StandardOptions) {
@@ -150,7 +151,7 @@ func (d *s3Driver) connect(ctx context.Context) (*s3.Client, error) {
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, options...)
 	if err != nil {
-		return nil, d.explain(err)
+		return nil, &fault{"AWS configuration: " + oneLine(innermost(err).Error()), "check AWS_PROFILE and the files in ~/.aws", err}
 	}
 	if cfg.Region == "" {
 		if d.endpoint == "" {
@@ -161,8 +162,15 @@ func (d *s3Driver) connect(ctx context.Context) (*s3.Client, error) {
 	if cfg.Credentials != nil {
 		cfg.Credentials = markedCredentials{cfg.Credentials}
 	}
+	d.http = &http.Client{
+		Timeout:       s3AttemptTimeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	if b, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok {
+		d.http.Transport = b.GetTransport() // with AWS_CA_BUNDLE
+	}
 	d.client = s3.NewFromConfig(cfg, func(o *s3.Options) {
-		o.HTTPClient = countedClient{o.HTTPClient}
+		o.HTTPClient = countedClient{d.http} // our own, so that close can end its connections
 		o.UsePathStyle = d.pathStyle
 		// Trailing checksums are news to many compatible servers.
 		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
@@ -174,7 +182,14 @@ func (d *s3Driver) connect(ctx context.Context) (*s3.Client, error) {
 	return d.client, nil
 }
 
-func (d *s3Driver) close() error { return nil }
+func (d *s3Driver) close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.http != nil {
+		d.http.CloseIdleConnections()
+	}
+	return nil
+}
 
 func (d *s3Driver) name(key string) *string { return aws.String(d.prefix + key) }
 
@@ -187,7 +202,7 @@ func (d *s3Driver) get(ctx context.Context, key string) ([]byte, Version, error)
 	if err != nil {
 		return nil, "", d.explain(err)
 	}
-	defer out.Body.Close()
+	defer func() { _ = out.Body.Close() }()
 	if aws.ToInt64(out.ContentLength) > MaxObject {
 		return nil, "", ErrTooLarge
 	}

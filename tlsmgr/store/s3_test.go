@@ -6,10 +6,10 @@ import (
 	"net/url"
 	"testing"
 
+	"edge/tlsmgr/store/storetest"
+
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
-
-	"edge/tlsmgr/store/storetest"
 )
 
 const bucket = "edge-test"

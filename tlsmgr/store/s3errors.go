@@ -63,22 +63,22 @@ func (d *s3Driver) explain(err error) error {
 	known, ok := s3Hints[code]
 	switch {
 	case ok:
-		return &s3Fault{fault{fmt.Sprintf(known.message, d.bucket), known.hint, err}, status}
+		return &responseError{fault{fmt.Sprintf(known.message, d.bucket), known.hint, err}, status}
 	case code == "NoSuchKey" || status == http.StatusNotFound:
-		return &s3Fault{fault{fs.ErrNotExist.Error(), "", errors.Join(fs.ErrNotExist, err)}, status}
+		return &responseError{fault{fs.ErrNotExist.Error(), "", errors.Join(fs.ErrNotExist, err)}, status}
 	case wrongRegion(code, status):
-		return &s3Fault{d.explainRegion(region, text, err), status}
+		return &responseError{d.explainRegion(region, text, err), status}
 	case status == http.StatusForbidden:
 		denied := s3Hints["AccessDenied"]
-		return &s3Fault{fault{fmt.Sprintf(denied.message, d.bucket), denied.hint, err}, status}
+		return &responseError{fault{fmt.Sprintf(denied.message, d.bucket), denied.hint, err}, status}
 	case status != 0:
-		return &s3Fault{fault{fmt.Sprintf("bucket %s answered %d %s: %s", d.bucket, status, oneLine(code), oneLine(text)), "", err}, status}
+		return &responseError{fault{fmt.Sprintf("bucket %s answered %d %s: %s", d.bucket, status, oneLine(code), oneLine(text)), "", err}, status}
 	}
 	return d.explainNetwork(err)
 }
 
-// s3Fault is a fault with the status of the response.
-type s3Fault struct {
+// responseError is a fault with the status of the response.
+type responseError struct {
 	fault
 	status int
 }
@@ -86,7 +86,7 @@ type s3Fault struct {
 // isConflict reports whether a conditional write lost. 404 is If-Match on an
 // object that is gone, 409 two writes at the same moment.
 func isConflict(err error) bool {
-	f, ok := errors.AsType[*s3Fault](err)
+	f, ok := errors.AsType[*responseError](err)
 	return ok && (f.status == http.StatusPreconditionFailed || f.status == http.StatusConflict || errors.Is(f, fs.ErrNotExist))
 }
 
@@ -146,11 +146,14 @@ func (d *s3Driver) explainNetwork(err error) error {
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return &fault{where + " did not answer in time", "check the network and endpoint in the storage URL", err}
 	}
-	root := err
-	for next := errors.Unwrap(root); next != nil; next = errors.Unwrap(root) {
-		root = next
+	return &fault{where + ": " + oneLine(innermost(err).Error()), "", err}
+}
+
+func innermost(err error) error {
+	for next := errors.Unwrap(err); next != nil; next = errors.Unwrap(err) {
+		err = next
 	}
-	return &fault{where + ": " + oneLine(root.Error()), "", err}
+	return err
 }
 
 // oneLine makes foreign text fit for a log line.

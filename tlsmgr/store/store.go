@@ -95,11 +95,12 @@ type Store struct {
 	closing chan struct{} // closed by Close
 	keepers sync.WaitGroup
 
-	mu     sync.Mutex
-	probed *error // what Probe found; nil before
-	queues map[string]*queue
-	held   map[*Lease]struct{}
-	locked map[string]*Lease // by certmagic lock name
+	mu      sync.Mutex
+	probed  *error               // what Probe found; nil before
+	queues  map[string]*queue    // by lease key
+	watches map[string]stopwatch // by lease key
+	held    map[*Lease]struct{}
+	locked  map[string]*Lease // by certmagic lock name
 }
 
 // Open returns the Store at rawURL:
@@ -151,6 +152,7 @@ func newStore(d driver, safeURL string, o Options) *Store {
 		probing: make(chan struct{}, 1),
 		closing: make(chan struct{}),
 		queues:  map[string]*queue{},
+		watches: map[string]stopwatch{},
 		held:    map[*Lease]struct{}{},
 		locked:  map[string]*Lease{},
 	}

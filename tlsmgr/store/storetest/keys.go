@@ -3,6 +3,7 @@ package storetest
 import (
 	"bytes"
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -193,7 +194,7 @@ func sizes(t *testing.T, s *store.Store) {
 	if !bytes.Equal(got, largest) {
 		t.Errorf("got %d bytes, want the %d that were stored", len(got), len(largest))
 	}
-	larger := append(largest, 'x')
+	larger := append(slices.Clone(largest), 'x')
 	wantErr(t, "store of more", s.Store(t.Context(), "large", larger), store.ErrTooLarge)
 	_, err = s.Swap(t.Context(), "larger", larger, "")
 	wantErr(t, "swap of more", err, store.ErrTooLarge)
