@@ -111,7 +111,7 @@ func (e *Exchange) end(clean bool) bool {
 		e.ends = e.ends[:last]
 		clean = e.runEnd(f) && clean
 	}
-	e.poisonNow()
+	e.poison.spread(e)
 	return clean
 }
 
@@ -131,7 +131,7 @@ func (e *Exchange) finish() {
 	if e.tunnelled() || e.commit() != nil {
 		return
 	}
-	if !e.bodyless && e.declared >= 0 && e.Sent != e.declared {
+	if !e.bodiless && e.declared >= 0 && e.Sent != e.declared {
 		e.fail(fmt.Errorf("%w: %d bytes of %d", ErrLength, e.Sent, e.declared))
 		return
 	}
@@ -142,7 +142,11 @@ func (e *Exchange) finish() {
 	if e.stopped() != nil {
 		return
 	}
-	if err := e.engine.Finish(e.ReplyTrailer); err != nil {
+	trailer := e.ReplyTrailer
+	if e.bodiless {
+		trailer = nil
+	}
+	if err := e.engine.Finish(trailer); err != nil {
 		e.fail(err)
 	}
 }
@@ -170,9 +174,11 @@ func (e *Exchange) commit() error {
 	case e.Status < http.StatusOK || e.Status > 999: // not a final status
 		e.Status = http.StatusInternalServerError
 	}
-	e.bodyless = e.Method == http.MethodHead || e.Status == http.StatusNoContent || e.Status == http.StatusNotModified
+	e.bodiless = bodiless(e.Method, e.Status)
 	e.declared = declaredLength(e.Reply)
-	if e.declared < 0 || e.Status == http.StatusNoContent { // RFC 9110 8.6
+	if e.declared < 0 || e.Status == http.StatusNoContent || e.Status == http.StatusNotModified {
+		// RFC 9110 8.6 forbids it with 204 and makes it optional with 304,
+		// where a client of net/http waits for the body.
 		e.declared = -1
 		e.Reply.Del("content-length")
 	}
@@ -181,6 +187,11 @@ func (e *Exchange) commit() error {
 		return err
 	}
 	return nil
+}
+
+// bodiless reports whether a reply ends with its head (RFC 9112 6.3).
+func bodiless(method string, status int) bool {
+	return method == http.MethodHead || status == http.StatusNoContent || status == http.StatusNotModified
 }
 
 // declaredLength returns the content-length, or -1 when there is none or none
@@ -209,39 +220,49 @@ func (e *Exchange) send(p []byte, flush bool) (sent int, err error) {
 	if e.tunnelled() {
 		return 0, fmt.Errorf("write: %w", http.ErrHijacked)
 	}
-	if e.bodyless {
+	if e.bodiless {
 		sent, p = len(p), nil
 	}
 	if e.declared >= 0 && int64(len(p)) > e.declared-e.Sent {
 		return 0, ErrLength
 	}
 	timeout := time.Duration(e.writeTimeout.Load())
-	for err == nil && (len(p) > 0 || flush) {
+	for len(p) > 0 || flush {
 		piece := p
 		if timeout > 0 {
 			piece = p[:min(len(p), maxPiece)]
 			_ = e.engine.SetWriteDeadline(time.Now().Add(timeout))
 		}
-		if err = e.stopped(); err != nil { // after the deadline was set, which would undo that of Abort
+		if err := e.stopped(); err != nil { // after the deadline was set, which would undo that of Abort
 			return sent, err
 		}
-		var n int
-		if len(piece) > 0 {
-			n, err = e.engine.Write(piece)
-			sent, e.Sent, p = sent+n, e.Sent+int64(n), p[n:]
+		last := len(piece) == len(p)
+		n, err := e.sendPiece(piece, flush && last)
+		sent += n
+		if err != nil {
+			e.fail(fmt.Errorf("write to client: %w", err))
+			return sent, err
 		}
-		if err == nil && flush && len(p) == 0 {
-			err, flush = e.engine.Flush(), false
+		if last {
+			break
 		}
-	}
-	if err != nil {
-		e.fail(fmt.Errorf("write to client: %w", err))
-		return sent, err
+		p = p[n:]
 	}
 	if timeout > 0 {
 		_ = e.engine.SetWriteDeadline(time.Time{})
 	}
 	return sent, nil
+}
+
+func (e *Exchange) sendPiece(p []byte, flush bool) (n int, err error) {
+	if len(p) > 0 {
+		n, err = e.engine.Write(p)
+		e.Sent += int64(n)
+	}
+	if err == nil && flush {
+		err = e.engine.Flush()
+	}
+	return n, err
 }
 
 // tunnelled reports whether Tunnel took the connection.

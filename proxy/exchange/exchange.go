@@ -72,7 +72,7 @@ type Exchange struct {
 
 	engine    Engine
 	committed bool
-	bodyless  bool  // the reply has no body, whatever is written
+	bodiless  bool  // the reply has no body, whatever is written
 	declared  int64 // content-length of the reply; -1 when it has none
 	src       Source
 	ends      []func(*Exchange)
@@ -336,6 +336,9 @@ func (e *Exchange) Context() context.Context {
 	}
 	return ctx
 }
+
+// alive panics when the exchange has ended, under the build tag edgepoison.
+func (e *Exchange) alive() { e.poison.check() }
 
 // stopped returns why the exchange takes no more calls, or nil.
 func (e *Exchange) stopped() error {

@@ -95,25 +95,29 @@ func urlOf(e *Exchange) *url.URL {
 
 // foreignBody is the body of a foreign handler's request.
 type foreignBody struct {
-	e atomic.Pointer[Exchange]
-	r *http.Request
+	e   atomic.Pointer[Exchange]
+	r   *http.Request
+	eof bool
 }
 
 func (b *foreignBody) Read(p []byte) (int, error) {
+	if b.eof {
+		return 0, io.EOF
+	}
 	e := b.e.Load()
 	if e == nil {
 		return 0, http.ErrBodyReadAfterClose
 	}
 	n, err := e.Read(p)
-	if err == io.EOF { //nolint:errorlint // io.EOF is never wrapped
-		if t := e.Trailer(); len(t) > 0 && b.r.Trailer == nil {
+	if err != io.EOF { //nolint:errorlint // io.EOF is never wrapped
+		return n, err
+	}
+	b.eof = true
+	for _, f := range e.Trailer() {
+		if b.r.Trailer == nil {
 			b.r.Trailer = http.Header{}
 		}
-		for _, f := range e.Trailer() {
-			b.r.Trailer.Add(f.Name, f.Value)
-		}
-		b.e.Store(nil)
-		return n, err
+		b.r.Trailer.Add(f.Name, f.Value)
 	}
 	return n, err
 }
@@ -174,19 +178,19 @@ func (w *foreignWriter) Write(p []byte) (int, error) {
 		return 0, http.ErrHandlerTimeout
 	}
 	w.commit(http.StatusOK)
-	if !e.Committed() && len(p) > 0 && bodyAllowed(e.Status) {
+	if !allowsBody(e.Status) {
+		return 0, http.ErrBodyNotAllowed
+	}
+	if !e.Committed() && len(p) > 0 {
 		_, typed := w.header["Content-Type"]
 		if !typed && w.header.Get("Content-Encoding") == "" {
 			e.Reply.Set("Content-Type", http.DetectContentType(p)) // as net/http does
 		}
 	}
-	if !bodyAllowed(e.Status) {
-		return 0, http.ErrBodyNotAllowed
-	}
 	return e.Write(p)
 }
 
-func bodyAllowed(status int) bool {
+func allowsBody(status int) bool {
 	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
 }
 

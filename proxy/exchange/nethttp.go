@@ -21,7 +21,8 @@ import (
 // ToHTTP makes net/http the engine of h: a handler for http.Server, HTTP/1 and
 // HTTP/2. conn returns what is known of the request's connection, such as what
 // http.Server.ConnContext put in its context; nil, or a nil result, has it
-// built from the request.
+// built from the request. Set http.Server.DisableGeneralOptionsHandler, or
+// net/http answers OPTIONS * itself.
 //
 // net/http keeps the order of fields of one name only; others come sorted by
 // name. Its exchanges are not pooled: a Transport may still read the body of a
@@ -63,6 +64,7 @@ type httpEngine struct {
 	h1      bool
 	begun   bool         // the reply has a head
 	flushed bool         // and it was sent
+	bare    bool         // HTTP/2: the head is to end the stream, so it waits for Finish
 	body    atomic.Int32 // how far the request's body was read
 }
 
@@ -123,7 +125,7 @@ func (g *httpEngine) Read(p []byte) (int, error) {
 	g.body.CompareAndSwap(bodyUntouched, bodyBegun)
 	n, err := g.r.Body.Read(p)
 	switch {
-	case err == io.EOF: //nolint:errorlint // io.EOF is never wrapped
+	case err == io.EOF:
 		g.body.Store(bodyRead)
 	case err != nil:
 		g.body.Store(bodyFailed)
@@ -150,6 +152,7 @@ func (g *httpEngine) Interim(status int, f Fields) error {
 
 func (g *httpEngine) Commit(status int, reply Fields, length int64) error {
 	g.begun = true
+	g.bare = !g.h1 && bodiless(g.r.Method, status)
 	h := g.w.Header()
 	values := make([]string, len(reply)) // one allocation for all
 	for i, f := range reply {
@@ -194,6 +197,9 @@ func (g *httpEngine) passes(name, value string) bool {
 func (g *httpEngine) Write(p []byte) (int, error) { return g.w.Write(p) }
 
 func (g *httpEngine) Flush() error {
+	if g.bare {
+		return nil
+	}
 	g.flushed = true
 	if err := g.ctl.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err

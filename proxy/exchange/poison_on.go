@@ -9,16 +9,16 @@ type poison struct{ set atomic.Bool }
 
 const poisoned = "exchange: used after its end (copy what you need, or register it with OnEnd)"
 
-func (e *Exchange) alive() {
-	if e.poison.set.Load() {
+func (p *poison) check() {
+	if p.set.Load() {
 		panic(poisoned)
 	}
 }
 
-// poisonNow spoils the fields too, so that a reader who comes late sees it, and
+// spread spoils the fields too, so that a reader who comes late sees it, and
 // the race detector sees a reader who comes at the same time.
-func (e *Exchange) poisonNow() {
-	e.poison.set.Store(true)
+func (p *poison) spread(e *Exchange) {
+	p.set.Store(true)
 	e.Method, e.Target, e.Path, e.Query, e.Host = poisoned, poisoned, poisoned, poisoned, poisoned
 	e.Header, e.Reply, e.ReplyTrailer, e.Conn = nil, nil, nil, nil
 }

@@ -19,7 +19,7 @@ func Pump(e *Exchange, src Source) error {
 	if err := e.commit(); err != nil {
 		return err
 	}
-	if e.bodyless {
+	if e.bodiless {
 		return nil
 	}
 	if e.declared < 0 {
