@@ -192,7 +192,7 @@ func (w *weather) up(ctx context.Context, log *slog.Logger, s *store.Store) {
 
 // pause is the time to the next look while the storage is down.
 func (w *weather) pause(interval time.Duration) time.Duration {
-	d := interval << min(w.failures-1, 3)                         // up to eight intervals
+	d := interval << min(max(w.failures-1, 0), 3)                 // up to eight intervals
 	return d + time.Duration((rand.Float64()-0.5)*0.4*float64(d)) //nolint:gosec // jitter is no secret
 }
 
@@ -265,8 +265,11 @@ func (m *Manager) keep(ctx context.Context, id string, l *stored) *stored {
 	m.loaded[id] = l
 	m.rebuildLocked(time.Now())
 	j := m.jobs[id]
-	if fresh && j != nil && j.waiting != nil {
-		j.waiting()
+	if fresh && j != nil {
+		j.ordering = false
+		if j.waiting != nil {
+			j.waiting()
+		}
 	}
 	m.mu.Unlock()
 	if fresh {

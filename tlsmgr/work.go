@@ -252,7 +252,7 @@ func (m *Manager) commit(ctx context.Context, s *store.Store, o *object, old sto
 	if err != nil {
 		return fmt.Errorf("store the certificate: %w", err)
 	}
-	m.emit(ctx, o.ID, StepStored, s.URL()+"/"+certificateKey(o.ID))
+	m.emit(ctx, o.ID, StepStored, fmt.Sprintf("%s in %s", certificateKey(o.ID), s.URL()))
 	m.keep(ctx, o.ID, &stored{version: version, cert: c})
 	return nil
 }

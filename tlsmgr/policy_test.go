@@ -1,0 +1,276 @@
+package tlsmgr
+
+import (
+	"crypto/tls"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"edge/config"
+)
+
+// policyManager serves *.a.test and a.test from one file certificate: old.a.test
+// with the listener's minimum, new.a.test and *.a.test as routes say.
+func policyManager(t *testing.T, edit func(*config.Config)) (*Manager, *testCA) {
+	t.Helper()
+	ca := newTestCA(t)
+	route := func(host string, minVersion uint16) *config.Route {
+		r := &config.Route{Name: host, Path: "/", Listeners: []string{"https"}, TLS: config.TLS{MinVersion: minVersion}}
+		if host != "" {
+			r.Hosts = []string{host}
+		}
+		return r
+	}
+	cfg := &config.Config{
+		Listeners: map[string]*config.Listener{
+			"https": {Name: "https", Protocols: []config.Protocol{config.H1, config.H2}, TLS: config.TLS{MinVersion: tls.VersionTLS12}},
+			"plain": {Name: "plain", Redirect: true},
+		},
+		Certificates: map[string]*config.Certificate{"file": {Name: "file", File: ca.files(t, t.TempDir(), "*.a.test", "a.test")}},
+		Routes: []*config.Route{
+			route("old.a.test", 0), route("other.a.test", 0), route("new.a.test", tls.VersionTLS13), route("", 0),
+		},
+	}
+	if edit != nil {
+		edit(cfg)
+	}
+	m := New(Options{})
+	commit(t, m, cfg)
+	return m, ca
+}
+
+func client(ca *testCA, name string) *tls.Config {
+	return &tls.Config{ServerName: name, RootCAs: ca.pool(), MinVersion: tls.VersionTLS12}
+}
+
+func TestPolicyOfAHostIsTheLargerMinimum(t *testing.T) {
+	m, ca := policyManager(t, nil)
+	for _, c := range []struct {
+		name string
+		max  uint16
+		want bool
+	}{
+		{"old.a.test", tls.VersionTLS12, true},
+		{"new.a.test", tls.VersionTLS12, false},
+		{"new.a.test", tls.VersionTLS13, true},
+		{"unrouted.a.test", tls.VersionTLS12, true},
+	} {
+		cfg := client(ca, c.name)
+		cfg.MaxVersion = c.max
+		if _, err := shake(t, m, cfg); (err == nil) != c.want {
+			t.Errorf("%s up to %s: %v, want success %v", c.name, tls.VersionName(c.max), err, c.want)
+		}
+	}
+}
+
+func TestListenersProtocolsAreOfferedByALPN(t *testing.T) {
+	for want, protocols := range map[string][]config.Protocol{
+		"h2":       {config.H1, config.H2},
+		"http/1.1": {config.H1},
+	} {
+		m, ca := policyManager(t, func(c *config.Config) { c.Listeners["https"].Protocols = protocols })
+		cfg := client(ca, "old.a.test")
+		cfg.NextProtos = []string{"h2", "http/1.1"}
+		state, err := shake(t, m, cfg)
+		if err != nil || state.NegotiatedProtocol != want {
+			t.Errorf("%v: got %q, %v; want %q", protocols, state.NegotiatedProtocol, err, want)
+		}
+	}
+}
+
+// unrecognizedName is how crypto/tls spells alert 112 (RFC 6066 section 3).
+const unrecognizedName = "remote error: tls: unrecognized name"
+
+func TestUnknownServerNameIsRefusedWithUnrecognizedName(t *testing.T) {
+	m, ca := policyManager(t, nil)
+	for _, name := range []string{"b.test", "x.y.a.test", ""} {
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			cfg := client(ca, name)
+			cfg.MaxVersion, cfg.InsecureSkipVerify = version, true
+			_, err := shake(t, m, cfg)
+			if err == nil || err.Error() != unrecognizedName {
+				t.Errorf("%q with %s: got %v, want %s", name, tls.VersionName(version), err, unrecognizedName)
+			}
+		}
+	}
+}
+
+func TestUnknownListenerRefusesEverything(t *testing.T) {
+	m, ca := policyManager(t, func(c *config.Config) {
+		c.Listeners["other"] = c.Listeners["https"]
+		delete(c.Listeners, "https")
+	})
+	_, err := shake(t, m, client(ca, "old.a.test"))
+	if err == nil || err.Error() != unrecognizedName {
+		t.Errorf("got %v, want %s", err, unrecognizedName)
+	}
+}
+
+func TestClientWithoutServerNameGetsTheDefaultCertificate(t *testing.T) {
+	m, ca := policyManager(t, func(c *config.Config) { c.Listeners["https"].DefaultCertificate = "file" })
+	cfg := client(ca, "")
+	cfg.InsecureSkipVerify = true
+	state, err := shake(t, m, cfg)
+	if err != nil || !slices.Contains(state.PeerCertificates[0].DNSNames, "a.test") {
+		t.Fatalf("got %v", err)
+	}
+	for host, want := range map[string]bool{"old.a.test": true, "new.a.test": false, "b.test": false} {
+		if got := m.Same("", host); got != want {
+			t.Errorf("Same(\"\", %q) = %v, want %v", host, got, want)
+		}
+	}
+}
+
+func TestOpenSSLSeesUnrecognizedName(t *testing.T) {
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Skip("openssl is not installed")
+	}
+	m, _ := policyManager(t, nil)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", m.TLSConfig("https"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.(*tls.Conn).Handshake()
+			_ = c.Close()
+		}
+	}()
+	out, _ := exec.Command(openssl, "s_client", "-connect", l.Addr().String(), "-servername", "b.test").CombinedOutput()
+	if !strings.Contains(string(out), "alert number 112") {
+		t.Errorf("openssl says:\n%s\nwant alert number 112", out)
+	}
+}
+
+// oneSession is a session cache that offers whatever session it has to every
+// server name, as a client bent on confusion would.
+type oneSession struct{ session *tls.ClientSessionState }
+
+func (c *oneSession) Get(string) (*tls.ClientSessionState, bool) { return c.session, c.session != nil }
+
+func (c *oneSession) Put(_ string, s *tls.ClientSessionState) {
+	if s != nil {
+		c.session = s
+	}
+}
+
+func TestTicketOpensOnlyHostsWithItsPolicy(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		m, ca := policyManager(t, nil)
+		for _, c := range []struct {
+			first, second string
+			resumed       bool
+		}{
+			{"old.a.test", "old.a.test", true},
+			{"old.a.test", "other.a.test", true},
+			{"old.a.test", "new.a.test", false},
+			{"new.a.test", "old.a.test", false},
+		} {
+			if version == tls.VersionTLS12 && c.first == "new.a.test" {
+				continue
+			}
+			cache := &oneSession{}
+			connect := func(name string, most uint16) tls.ConnectionState {
+				cfg := client(ca, name)
+				cfg.MaxVersion, cfg.ClientSessionCache = most, cache
+				state, err := shake(t, m, cfg)
+				if err != nil {
+					t.Fatalf("%s then %s: %v", c.first, c.second, err)
+				}
+				return state
+			}
+			connect(c.first, version)
+			if cache.session == nil {
+				t.Fatal("no session ticket")
+			}
+			second := version
+			if c.second == "new.a.test" {
+				second = tls.VersionTLS13
+			}
+			if got := connect(c.second, second).DidResume; got != c.resumed {
+				t.Errorf("%s: %s then %s: resumed %v, want %v", tls.VersionName(version), c.first, c.second, got, c.resumed)
+			}
+		}
+	}
+}
+
+func TestTicketDoesNotHelpIntoAnUnknownName(t *testing.T) {
+	m, ca := policyManager(t, nil)
+	cache := &oneSession{}
+	cfg := client(ca, "old.a.test")
+	cfg.ClientSessionCache = cache
+	if _, err := shake(t, m, cfg); err != nil {
+		t.Fatal(err)
+	}
+	cfg.ServerName, cfg.InsecureSkipVerify = "b.test", true
+	if _, err := shake(t, m, cfg); err == nil {
+		t.Error("a session for old.a.test opened b.test")
+	}
+}
+
+func TestSessionsSurviveAReload(t *testing.T) {
+	m, ca := policyManager(t, nil)
+	cfg := client(ca, "old.a.test")
+	cfg.ClientSessionCache = &oneSession{}
+	if _, err := shake(t, m, cfg); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, m, m.state.Load().cfg)
+	if state, err := shake(t, m, cfg); err != nil || !state.DidResume {
+		t.Errorf("resumed %v, %v after a reload that changed nothing", state.DidResume, err)
+	}
+	next := *m.state.Load().cfg
+	https := *next.Listeners["https"]
+	https.TLS.MinVersion = tls.VersionTLS13
+	next.Listeners = map[string]*config.Listener{"https": &https}
+	commit(t, m, &next)
+	if state, err := shake(t, m, cfg); err != nil || state.DidResume {
+		t.Errorf("resumed %v, %v after a reload that changed the policy", state.DidResume, err)
+	}
+}
+
+func TestSameNeedsOneCertificateAndOnePolicy(t *testing.T) {
+	m, _ := policyManager(t, func(c *config.Config) {
+		ca := newTestCA(t)
+		c.Certificates["b"] = &config.Certificate{Name: "b", File: ca.files(t, t.TempDir(), "b.test")}
+	})
+	for _, c := range []struct {
+		server, host string
+		want         bool
+	}{
+		{"old.a.test", "old.a.test", true},
+		{"old.a.test", "other.a.test", true},
+		{"old.a.test", "unrouted.a.test", true}, // the policy of any host
+		{"old.a.test", "new.a.test", false},
+		{"new.a.test", "old.a.test", false},
+		{"old.a.test", "b.test", false},
+		{"old.a.test", "x.y.a.test", false},
+		{"unknown.test", "old.a.test", false},
+		{"unknown.test", "unknown.test", true},
+		{"", "old.a.test", false}, // nobody without a server name is served
+	} {
+		if got := m.Same(c.server, c.host); got != c.want {
+			t.Errorf("Same(%q, %q) = %v, want %v", c.server, c.host, got, c.want)
+		}
+	}
+}
+
+func TestPolicyOfAHandshakeDoesNotAllocate(t *testing.T) {
+	m, _ := policyManager(t, nil)
+	for _, name := range []string{"old.a.test", "unrouted.a.test", "b.test"} {
+		hello := &tls.ClientHelloInfo{ServerName: name}
+		if n := testing.AllocsPerRun(100, func() { m.configFor("https", hello) }); n != 0 {
+			t.Errorf("%s: %v allocations, want 0", name, n)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { m.Same("old.a.test", "other.a.test") }); n != 0 {
+		t.Errorf("Same: %v allocations, want 0", n)
+	}
+}
