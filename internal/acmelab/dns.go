@@ -184,6 +184,7 @@ func (d *DNS) Add(records ...string) error { return d.edit(records, d.insertLock
 func (d *DNS) Remove(records ...string) error { return d.edit(records, d.removeLocked) }
 
 // TXT returns the values of the TXT records at name, sorted, whatever Lag says.
+// A quote or backslash in a value has a backslash before it, as in a zone file.
 func (d *DNS) TXT(name string) []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -152,14 +152,8 @@ func (s *S3) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	s.requests[key]++
 	delay, fail := s.delay, s.fail
 	s.mu.Unlock()
-	if delay > 0 {
-		timer := time.NewTimer(delay)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-r.Context().Done():
-			return
-		}
+	if !wait(r.Context(), delay) {
+		return
 	}
 	status := 0
 	if fail != nil {

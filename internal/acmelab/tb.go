@@ -44,3 +44,17 @@ func started[T interface{ Close() error }](tb testing.TB, part T, err error) T {
 	})
 	return part
 }
+
+// NewRoute53 is StartRoute53 for a test.
+func NewRoute53(tb testing.TB, o Route53Options) *Route53 {
+	tb.Helper()
+	f, err := StartRoute53(o)
+	return started(tb, f, err)
+}
+
+// NewCloudflare is StartCloudflare for a test.
+func NewCloudflare(tb testing.TB, o CloudflareOptions) *Cloudflare {
+	tb.Helper()
+	f, err := StartCloudflare(o)
+	return started(tb, f, err)
+}
