@@ -83,8 +83,7 @@ func (f flare) each(ctx context.Context, zone string, records []libdns.Record,
 	for _, r := range records {
 		eg.Go(func() error {
 			_, err := do(ctx, bare(zone), []libdns.Record{r}) // the API writes zone names without the dot
-			var said *cloudflareError
-			if errors.As(err, &said) && slices.ContainsFunc(harmless, said.has) {
+			if said, ok := errors.AsType[*cloudflareError](err); ok && slices.ContainsFunc(harmless, said.has) {
 				return nil
 			}
 			return err
@@ -140,14 +139,13 @@ type cloudflareProblem struct {
 }
 
 func (e *cloudflareError) Error() string {
-	text := fmt.Sprintf("HTTP %d", e.status)
+	words := []string{fmt.Sprintf("HTTP %d", e.status)}
 	for _, p := range e.problems {
-		text += fmt.Sprintf(", %d %s", p.Code, strings.TrimRight(oneLine(p.Message), "."))
-		for _, c := range p.Chain {
-			text += fmt.Sprintf(", %d %s", c.Code, strings.TrimRight(oneLine(c.Message), "."))
+		for _, p := range append([]cloudflareProblem{p}, p.Chain...) {
+			words = append(words, fmt.Sprintf("%d %s", p.Code, strings.TrimRight(p.Message, ".")))
 		}
 	}
-	return oneLine(text)
+	return oneLine(strings.Join(words, ", "))
 }
 
 func (e *cloudflareError) has(code int) bool {
@@ -158,8 +156,7 @@ func (e *cloudflareError) has(code int) bool {
 // answered with 400 and code 6003.
 func explainCloudflare(err error) refusal {
 	const permissions = "the token needs the permissions Zone:Zone:Read and Zone:DNS:Edit for this zone, and must not have expired"
-	var said *cloudflareError
-	if errors.As(err, &said) {
+	if said, ok := errors.AsType[*cloudflareError](err); ok {
 		switch {
 		case said.status == http.StatusUnauthorized, said.status == http.StatusForbidden, said.has(6003), said.has(9109), said.has(10000):
 			return refusal{"the token is refused: " + said.Error(), permissions}

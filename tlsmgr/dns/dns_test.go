@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -244,16 +245,16 @@ func TestNameWithoutProviderStopsTheOrderBeforeItBegins(t *testing.T) {
 
 func TestProviderIsChosenByLongestZone(t *testing.T) {
 	t.Parallel()
-	any := &provider{name: "any"}
+	anyone := &provider{name: "any"}
 	short := &provider{name: "short", zones: []string{"test.", "example.test."}}
 	long := &provider{name: "long", zones: []string{"dev.example.test."}}
-	s := &Solver{providers: []*provider{any, short, long}}
+	s := &Solver{providers: []*provider{anyone, short, long}}
 	for name, want := range map[string]*provider{
 		"_acme-challenge.dev.example.test.":  long,
 		"_acme-challenge.xdev.example.test.": short,
 		"example.test.":                      short,
 		"myexample.test.":                    short, // by test.
-		"example.org.":                       any,
+		"example.org.":                       anyone,
 	} {
 		if got, _ := s.pick(name); got != want {
 			t.Errorf("%s: provider %s, want %s", name, got.name, want.name)
@@ -321,12 +322,15 @@ func TestCancelledOrderLeavesNothingBehind(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"one.test", "two.test"}})
-	d.SetFault(func(q acmelab.Query) (int, bool) {
+	var first sync.Once
+	d.SetFault(func(q acmelab.Query) (_ int, broken bool) {
 		if q.Update && q.Name == "two.test." {
-			cancel()
-			return acmelab.Silence, true
+			first.Do(func() {
+				cancel()
+				broken = true
+			})
 		}
-		return 0, false
+		return acmelab.Silence, broken
 	})
 	_, err := solver(t, d, Options{}).Present(ctx, []Record{{"_acme-challenge.one.test", "v"}, {"_acme-challenge.two.test", "v"}})
 	if err == nil {

@@ -52,21 +52,22 @@ func (p *provider) fail(operation, zone string, err error) error {
 	}
 }
 
-// explainUpdate reads the errors of libdns/rfc2136. Its library drops the
-// message when the signature of the answer does not verify, which is also how
-// the unsigned refusal of an unknown key looks (RFC 8945, section 5.2.1).
+// explainUpdate reads the errors of libdns/rfc2136. The library below it makes
+// one ErrAuth of every NOTAUTH, whether the key is unknown, its secret wrong, the
+// clock off (RFC 8945, section 5.2) or the zone not the server's (RFC 2136,
+// section 3.1.1), and drops the message that would tell.
 func explainUpdate(err error, key, server string) refusal {
 	text := err.Error()
 	switch {
-	case errors.Is(err, miekg.ErrTime) || strings.Contains(text, "BADTIME"):
-		return refusal{server + " and this machine disagree about the time", "set both clocks; TSIG allows 5 minutes"}
-	case errors.Is(err, miekg.ErrSig), errors.Is(err, miekg.ErrAuth), errors.Is(err, miekg.ErrSecret), errors.Is(err, miekg.ErrKeyAlg),
-		strings.Contains(text, "BADKEY"), strings.Contains(text, "BADSIG"):
-		return refusal{fmt.Sprintf("%s does not accept TSIG key %s", server, bare(key)), "check key_name, key_algorithm and key against the server's key clause"}
-	case strings.Contains(text, `"NOTAUTH"`):
+	case errors.Is(err, miekg.ErrAuth), strings.Contains(text, `"NOTAUTH"`):
 		return refusal{
-			fmt.Sprintf("%s answers NOTAUTH: it does not know TSIG key %s, or is not a primary of the zone", server, bare(key)),
-			"check key_name and key, and that server is the zone's primary",
+			fmt.Sprintf("%s answers NOTAUTH: it does not accept TSIG key %s, or is not a primary of the zone", server, bare(key)),
+			"check key_name, key_algorithm and key against the server's key clause, then server and both clocks",
+		}
+	case errors.Is(err, miekg.ErrSig), errors.Is(err, miekg.ErrSecret), errors.Is(err, miekg.ErrKeyAlg), errors.Is(err, miekg.ErrTime):
+		return refusal{
+			fmt.Sprintf("the answer of %s is not signed by TSIG key %s: %s", server, bare(key), oneLine(text)),
+			"check key_name, key_algorithm and key against the server's key clause, and both clocks",
 		}
 	case strings.Contains(text, `"REFUSED"`):
 		return refusal{

@@ -13,6 +13,7 @@ import (
 	"edge/config"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/route53"
 	"github.com/aws/aws-sdk-go-v2/service/route53/types"
@@ -21,10 +22,11 @@ import (
 
 // Bounds of the conversation with Route 53, which allows 5 requests a second.
 const (
-	route53Attempts = 5                      // of one request
-	route53Swaps    = 8                      // of one change, when others change the same names
-	route53Backoff  = 200 * time.Millisecond // grows with every lost swap
-	route53Zones    = 10                     // of one name that are looked at
+	route53Attempts   = 5                      // of one request
+	route53MaxBackoff = 5 * time.Second        // between two of them
+	route53Swaps      = 8                      // of one change, when others change the same names
+	route53Backoff    = 200 * time.Millisecond // grows with every lost swap
+	route53Zones      = 10                     // of one name that are looked at
 )
 
 // hosted is Amazon Route 53, whose unit is the record set: all TXT values of a
@@ -52,7 +54,12 @@ func (p *provider) useRoute53(c *config.Route53) error {
 	if c.Region != "" {
 		region = awsconfig.WithRegion(c.Region)
 	}
-	conf, err := awsconfig.LoadDefaultConfig(context.Background(), region, awsconfig.WithRetryMaxAttempts(route53Attempts))
+	retryer := awsconfig.WithRetryer(func() aws.Retryer {
+		return retry.NewStandard(func(o *retry.StandardOptions) {
+			o.MaxAttempts, o.MaxBackoff = route53Attempts, route53MaxBackoff
+		})
+	})
+	conf, err := awsconfig.LoadDefaultConfig(context.Background(), region, retryer)
 	if err != nil {
 		return fmt.Errorf("route53: AWS configuration: %s (check AWS_PROFILE and the files in ~/.aws)", oneLine(err.Error()))
 	}
@@ -256,8 +263,7 @@ func quoted(zone string, records []libdns.Record) map[string][]string {
 func explainRoute53(err error) refusal {
 	const actions = "the least that edge needs: route53:ListHostedZonesByName on *, and route53:ListResourceRecordSets and " +
 		"route53:ChangeResourceRecordSets on the hosted zone"
-	var count zoneCountError
-	if errors.As(err, &count) {
+	if count, ok := errors.AsType[zoneCountError](err); ok {
 		if count == 0 {
 			return refusal{"NoSuchHostedZone: these credentials see no hosted zone of this name", "is it in another account? hosted_zone_id names one directly"}
 		}

@@ -1,227 +1,112 @@
 package dns
 
 import (
-	"encoding/xml"
 	"fmt"
-	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"edge/config"
 	"edge/internal/acmelab"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/route53"
+	"github.com/aws/aws-sdk-go-v2/service/route53/types"
+	miekg "github.com/miekg/dns"
 )
 
-// fakeRoute53 answers the three calls that edge makes, as strictly as Route 53
-// does: a batch is applied as a whole or not at all, CREATE refuses a set that
-// exists, DELETE one that is not exactly as told.
-type fakeRoute53 struct {
-	mu    sync.Mutex
-	zones []string         // elements of HostedZones
-	sets  map[string]r53Set // by name; TXT only
-	calls map[string]int
-	fail  func(call string) (status int, code string) // 0 is no failure
-}
-
-type r53Set struct {
-	Name   string   `xml:"Name"`
-	Type   string   `xml:"Type"`
-	TTL    int64    `xml:"TTL"`
-	Values []string `xml:"ResourceRecords>ResourceRecord>Value"`
-}
-
-const r53NS = `xmlns="https://route53.amazonaws.com/doc/2013-04-01/"`
-
-// startRoute53 serves a fake that has the zone example.test as Z1 and makes the
-// AWS SDK use it, with credentials that are not real. The test cannot be parallel.
-func startRoute53(t *testing.T) *fakeRoute53 {
+// startRoute53 serves a strict fake that writes into a name server for
+// example.test, and makes the AWS SDK use it. The test cannot be parallel.
+func startRoute53(t *testing.T, o acmelab.Route53Options) (*acmelab.Route53, *acmelab.DNS) {
 	t.Helper()
-	f := &fakeRoute53{sets: map[string]r53Set{}, calls: map[string]int{}, zones: []string{r53Zone("Z1", "example.test.", false)}}
-	srv := httptest.NewServer(f)
-	t.Cleanup(srv.Close)
-	for k, v := range map[string]string{
-		"AWS_ENDPOINT_URL_ROUTE_53": srv.URL, "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "aws-secret-value",
-		"AWS_SESSION_TOKEN": "", "AWS_PROFILE": "", "AWS_REGION": "", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-		"AWS_EC2_METADATA_DISABLED": "true",
-	} {
+	o.DNS = acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test", "other.test"}})
+	f := acmelab.NewRoute53(t, o)
+	for _, k := range []string{"AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_REGION"} {
+		t.Setenv(k, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", "/dev/null")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+	for _, kv := range f.Env() {
+		k, v, _ := strings.Cut(kv, "=")
 		t.Setenv(k, v)
 	}
-	return f
+	t.Setenv("AWS_REGION", "") // Route 53 is signed for us-east-1 all the same
+	return f, o.DNS
 }
 
-func r53Zone(id, name string, private bool) string {
-	return fmt.Sprintf(`<HostedZone><Id>/hostedzone/%s</Id><Name>%s</Name><CallerReference>c</CallerReference><Config><PrivateZone>%t</PrivateZone></Config></HostedZone>`, id, name, private)
-}
-
-func (f *fakeRoute53) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	call := map[string]string{
-		"GET /2013-04-01/hostedzonesbyname":    "ListHostedZonesByName",
-		"GET /2013-04-01/hostedzone/Z1/rrset":  "ListResourceRecordSets",
-		"POST /2013-04-01/hostedzone/Z1/rrset": "ChangeResourceRecordSets",
-	}[r.Method+" "+r.URL.Path]
-	f.calls[call]++
-	w.Header().Set("Content-Type", "text/xml")
-	if f.fail != nil {
-		if status, code := f.fail(call); status != 0 {
-			f.refuse(w, status, code, "said the fake")
-			return
-		}
-	}
-	q := r.URL.Query()
-	switch call {
-	case "ListHostedZonesByName":
-		fmt.Fprintf(w, `<ListHostedZonesByNameResponse %s><HostedZones>%s</HostedZones><IsTruncated>false</IsTruncated><MaxItems>%s</MaxItems></ListHostedZonesByNameResponse>`, r53NS, strings.Join(f.zones, ""), q.Get("maxitems"))
-	case "ListResourceRecordSets":
-		f.list(w, q.Get("name"))
-	case "ChangeResourceRecordSets":
-		f.change(w, r)
-	default:
-		f.refuse(w, http.StatusNotFound, "NoSuchHostedZone", r.Method+" "+r.URL.Path)
-	}
-}
-
-// list answers with the first set at or after name, as MaxItems=1 has it.
-func (f *fakeRoute53) list(w http.ResponseWriter, name string) {
-	fmt.Fprintf(w, `<ListResourceRecordSetsResponse %s><ResourceRecordSets>`, r53NS)
-	for _, n := range sortedKeys(f.sets) {
-		if s := f.sets[n]; n >= name {
-			fmt.Fprintf(w, `<ResourceRecordSet><Name>%s</Name><Type>TXT</Type><TTL>%d</TTL><ResourceRecords>`, n, s.TTL)
-			for _, v := range s.Values {
-				fmt.Fprintf(w, "<ResourceRecord><Value>%s</Value></ResourceRecord>", strings.ReplaceAll(v, `"`, "&quot;"))
-			}
-			fmt.Fprint(w, `</ResourceRecords></ResourceRecordSet>`)
-			break
-		}
-	}
-	fmt.Fprint(w, `</ResourceRecordSets><IsTruncated>false</IsTruncated><MaxItems>1</MaxItems></ListResourceRecordSetsResponse>`)
-}
-
-func (f *fakeRoute53) change(w http.ResponseWriter, r *http.Request) {
-	body, _ := io.ReadAll(r.Body)
-	var batch struct {
-		Changes []struct {
-			Action string
-			Set    r53Set `xml:"ResourceRecordSet"`
-		} `xml:"ChangeBatch>Changes>Change"`
-	}
-	if err := xml.Unmarshal(body, &batch); err != nil || len(batch.Changes) == 0 {
-		f.refuse(w, http.StatusBadRequest, "InvalidInput", fmt.Sprint(err))
-		return
-	}
-	next := map[string]r53Set{}
-	for k, v := range f.sets {
-		next[k] = v
-	}
-	for _, c := range batch.Changes {
-		have, exists := next[c.Set.Name]
-		distinct := slices.Compact(slices.Sorted(slices.Values(c.Set.Values)))
-		switch {
-		case c.Set.Type != "TXT" || c.Set.TTL == 0 || len(distinct) != len(c.Set.Values):
-			f.refuse(w, http.StatusBadRequest, "InvalidInput", "bad set "+c.Set.Name)
-			return
-		case c.Action == "CREATE" && exists: // the old form of this error
-			w.WriteHeader(http.StatusBadRequest)
-			fmt.Fprintf(w, `<InvalidChangeBatch %s><Messages><Message>Tried to create resource record set [name='%s', type='TXT'] but it already exists</Message></Messages></InvalidChangeBatch>`, r53NS, c.Set.Name)
-			return
-		case c.Action == "CREATE":
-			next[c.Set.Name] = c.Set
-		case c.Action == "DELETE" && (!exists || have.TTL != c.Set.TTL || !slices.Equal(have.Values, c.Set.Values)):
-			f.refuse(w, http.StatusBadRequest, "InvalidChangeBatch", "[Tried to delete resource record set but it was not found or the values do not match]")
-			return
-		case c.Action == "DELETE":
-			delete(next, c.Set.Name)
-		default:
-			f.refuse(w, http.StatusBadRequest, "InvalidInput", "action "+c.Action)
-			return
-		}
-	}
-	f.sets = next
-	fmt.Fprintf(w, `<ChangeResourceRecordSetsResponse %s><ChangeInfo><Id>/change/C1</Id><Status>PENDING</Status><SubmittedAt>2026-01-01T00:00:00Z</SubmittedAt></ChangeInfo></ChangeResourceRecordSetsResponse>`, r53NS)
-}
-
-func (f *fakeRoute53) refuse(w http.ResponseWriter, status int, code, message string) {
-	w.WriteHeader(status)
-	fmt.Fprintf(w, `<ErrorResponse %s><Error><Type>Sender</Type><Code>%s</Code><Message>%s</Message></Error><RequestId>r</RequestId></ErrorResponse>`, r53NS, code, message)
-}
-
-// values of the set at name, unquoted and sorted.
-func (f *fakeRoute53) values(name string) []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var out []string
-	for _, v := range f.sets[name].Values {
-		out = append(out, strings.Trim(v, `"`))
-	}
-	slices.Sort(out)
-	return out
-}
-
-func (f *fakeRoute53) count(call string) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.calls[call]
-}
-
-// route53Solver is a Solver with Route 53 for the zones that d answers for.
 func route53Solver(t *testing.T, d *acmelab.DNS, c config.Route53) *Solver {
 	t.Helper()
 	return solver(t, d, Options{Providers: []*config.Provider{{Name: "aws", Route53: &c}}})
 }
 
 func TestRoute53TakesWholeOrderInOneChange(t *testing.T) {
-	f := startRoute53(t)
-	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
-	s := route53Solver(t, d, config.Route53{})
-	p := present(t, s, Record{challenge, "apex"}, Record{challenge, "wildcard"}, Record{"_acme-challenge.www.example.test", "www"})
-	if got, want := f.values(challenge+"."), []string{"apex", "wildcard"}; !slices.Equal(got, want) {
+	f, d := startRoute53(t, acmelab.Route53Options{})
+	p := present(t, route53Solver(t, d, config.Route53{}),
+		Record{challenge, "apex"}, Record{challenge, "wildcard"}, Record{"_acme-challenge.www.example.test", "www"})
+	if got, want := d.TXT(challenge), []string{"apex", "wildcard"}; !slices.Equal(got, want) {
 		t.Errorf("values: %q, want %q", got, want)
+	}
+	if err := p.Wait(t.Context()); err != nil {
+		t.Error(err)
 	}
 	for range 2 {
 		if err := p.CleanUp(t.Context()); err != nil {
 			t.Error(err)
 		}
 	}
-	if len(f.sets) != 0 {
-		t.Errorf("left behind: %v", f.sets)
+	if names := d.TXTNames(); len(names) != 0 {
+		t.Errorf("left behind: %q", names)
 	}
-	for call, want := range map[string]int{"ListHostedZonesByName": 1, "ChangeResourceRecordSets": 2, "ListResourceRecordSets": 0} {
-		if n := f.count(call); n != want {
-			t.Errorf("%s: %d calls, want %d", call, n, want)
+	for op, n := range f.Requests() {
+		if want := map[string]int{"ListHostedZonesByName": 1, "ChangeResourceRecordSets": 2}[op]; n != want {
+			t.Errorf("%s: %d requests, want %d", op, n, want)
 		}
 	}
 }
 
 func TestRoute53KeepsValuesOfOthers(t *testing.T) {
-	f := startRoute53(t)
-	name := challenge + "."
-	f.sets[name] = r53Set{Name: name, Type: "TXT", TTL: 300, Values: []string{`"theirs"`, `"stale"`}}
-	f.sets["z.example.test."] = r53Set{Name: "z.example.test.", Type: "TXT", TTL: 300, Values: []string{`"z"`}}
-	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
-	s := route53Solver(t, d, config.Route53{HostedZoneID: "Z1"})
+	f, d := startRoute53(t, acmelab.Route53Options{})
+	s := route53Solver(t, d, config.Route53{HostedZoneID: "/hostedzone/" + f.ZoneID("example.test")})
+	api := s.providers[0].backend.(*hosted).api
+	theirs := recordSet{ttl: 300, values: []string{`"theirs"`, `"stale"`}}
+	for _, c := range []types.Change{
+		change(types.ChangeActionCreate, challenge+".", theirs.ttl, theirs.values),
+		change(types.ChangeActionCreate, "_acme-challenge.b2.example.test.", 300, []string{`"next in the list"`}),
+	} {
+		if _, err := api.ChangeResourceRecordSets(t.Context(), &route53.ChangeResourceRecordSetsInput{
+			HostedZoneId: aws.String(f.ZoneID("example.test")), ChangeBatch: &types.ChangeBatch{Changes: []types.Change{c}},
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	p := present(t, s, Record{challenge, "ours"}, Record{challenge, "stale"}, Record{"_acme-challenge.b.example.test", "b"})
-	if got, want := f.values(name), []string{"ours", "stale", "theirs"}; !slices.Equal(got, want) {
+	if got, want := d.TXT(challenge), []string{"ours", "stale", "theirs"}; !slices.Equal(got, want) {
 		t.Errorf("values: %q, want %q", got, want)
 	}
 	if err := p.CleanUp(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if got, want := f.values(name), []string{"theirs"}; !slices.Equal(got, want) || f.sets[name].TTL != 300 || len(f.sets) != 2 {
-		t.Errorf("after CleanUp: %v", f.sets)
+	got, err := s.providers[0].backend.(*hosted).read(t.Context(), f.ZoneID("example.test"), []string{challenge + "."})
+	if set := got[challenge+"."]; err != nil || set.ttl != 300 || !slices.Equal(set.values, []string{`"theirs"`}) {
+		t.Errorf("after CleanUp: %+v, error %v", set, err)
 	}
-	if n := f.count("ListHostedZonesByName"); n != 0 {
-		t.Errorf("looked for a zone whose ID is configured: %d calls", n)
+	if names := d.TXTNames(); len(names) != 2 {
+		t.Errorf("after CleanUp: records at %q", names)
+	}
+	if n := f.Requests()["ListHostedZonesByName"]; n != 0 {
+		t.Errorf("looked %d times for a zone whose ID is configured", n)
 	}
 }
 
 func TestRoute53ReplicasDoNotLoseEachOthersValues(t *testing.T) {
-	f := startRoute53(t)
-	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
+	f, d := startRoute53(t, acmelab.Route53Options{})
+	f.SetDelay(5 * time.Millisecond)
 	var want []string
 	var presented [4]*Presented
 	var wg sync.WaitGroup
@@ -237,7 +122,7 @@ func TestRoute53ReplicasDoNotLoseEachOthersValues(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if got := f.values(challenge + "."); !slices.Equal(got, want) {
+	if got := d.TXT(challenge); !slices.Equal(got, want) {
 		t.Fatalf("values: %q, want %q", got, want)
 	}
 	for _, p := range presented {
@@ -248,35 +133,47 @@ func TestRoute53ReplicasDoNotLoseEachOthersValues(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if len(f.sets) != 0 {
-		t.Errorf("left behind: %v", f.sets)
+	if names := d.TXTNames(); len(names) != 0 {
+		t.Errorf("left behind: %q", names)
 	}
 }
 
 func TestRoute53ZoneIsThePublicOne(t *testing.T) {
-	f := startRoute53(t)
-	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
-	f.zones = []string{r53Zone("Z9", "example.test.", true), r53Zone("Z1", "example.test.", false), r53Zone("Z8", "example.test.other.", false)}
+	_, d := startRoute53(t, acmelab.Route53Options{Private: []string{"example.test"}})
 	present(t, route53Solver(t, d, config.Route53{}), Record{challenge, "v"})
-	if got := f.values(challenge + "."); len(got) != 1 {
+	if got := d.TXT(challenge); len(got) != 1 { // a private zone is not seen in DNS
 		t.Errorf("values: %q", got)
-	}
-	for _, c := range []struct {
-		zones []string
-		want  []string
-	}{
-		{[]string{r53Zone("Z1", "example.org.", false)}, []string{"NoSuchHostedZone", "hosted_zone_id"}},
-		{[]string{r53Zone("Z1", "example.test.", false), r53Zone("Z2", "example.test.", false)}, []string{"2 hosted zones", "hosted_zone_id"}},
-	} {
-		f.zones = c.zones
-		_, err := route53Solver(t, d, config.Route53{}).Present(t.Context(), []Record{{challenge, "v"}})
-		wantError(t, err, append(c.want, "zone example.test", "provider aws (route53)")...)
 	}
 }
 
+func TestRoute53ZoneThatIsAbsentOrAmbiguousIsExplained(t *testing.T) {
+	_, d := startRoute53(t, acmelab.Route53Options{})
+	elsewhere := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.invalid"}})
+	s := route53Solver(t, elsewhere, config.Route53{})
+	_, err := s.Present(t.Context(), []Record{{"_acme-challenge.example.invalid", "v"}})
+	wantError(t, err, "zone example.invalid", "provider aws (route53)", "NoSuchHostedZone", "hosted_zone_id")
+
+	two := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		zone := `<HostedZone><Id>/hostedzone/Z</Id><Name>example.test.</Name><CallerReference>c</CallerReference></HostedZone>`
+		fmt.Fprintf(w, `<ListHostedZonesByNameResponse xmlns="https://route53.amazonaws.com/doc/2013-04-01/"><HostedZones>%s%s</HostedZones>`+
+			`<IsTruncated>false</IsTruncated><MaxItems>10</MaxItems></ListHostedZonesByNameResponse>`, zone, zone)
+	}))
+	defer two.Close()
+	t.Setenv("AWS_ENDPOINT_URL_ROUTE_53", two.URL)
+	_, err = route53Solver(t, d, config.Route53{}).Present(t.Context(), []Record{{challenge, "v"}})
+	wantError(t, err, "2 hosted zones of this name", "hosted_zone_id")
+}
+
 func TestRoute53RefusalsAreExplained(t *testing.T) {
-	f := startRoute53(t)
-	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
+	f, d := startRoute53(t, acmelab.Route53Options{AccessKeyID: "AKIDLAB"})
+	try := func(want ...string) {
+		t.Helper()
+		_, err := route53Solver(t, d, config.Route53{}).Present(t.Context(), []Record{{challenge, "v"}})
+		wantError(t, err, append(want, "provider aws (route53)", "zone example.test")...)
+		if err != nil && strings.Contains(err.Error(), acmelab.SecretAccessKey) {
+			t.Errorf("secret in %v", err)
+		}
+	}
 	for _, c := range []struct {
 		status int
 		code   string
@@ -286,47 +183,65 @@ func TestRoute53RefusalsAreExplained(t *testing.T) {
 		{http.StatusForbidden, "ExpiredToken", "renew the session credentials"},
 		{http.StatusForbidden, "SignatureDoesNotMatch", "check AWS_ACCESS_KEY_ID"},
 		{http.StatusNotFound, "NoSuchHostedZone", "check hosted_zone_id"},
-		{http.StatusBadRequest, "InvalidInput", "said the fake"},
+		{http.StatusBadRequest, "InvalidInput", "told to fail"},
 	} {
-		f.fail = func(call string) (int, string) {
-			if call == "ChangeResourceRecordSets" {
+		f.SetFail(func(op string) (int, string) {
+			if op == "ChangeResourceRecordSets" {
 				return c.status, c.code
 			}
 			return 0, ""
-		}
-		_, err := route53Solver(t, d, config.Route53{}).Present(t.Context(), []Record{{challenge, "v"}})
-		wantError(t, err, c.code, "said the fake", c.want, "provider aws (route53)", "zone example.test")
-		if err != nil && strings.Contains(err.Error(), "aws-secret-value") {
-			t.Errorf("secret in %v", err)
-		}
+		})
+		try(c.code, c.want)
+	}
+	f.SetFail(nil)
+	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDOTHER")
+	try("InvalidClientTokenId", "check AWS_ACCESS_KEY_ID")
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	try("no AWS credentials", "set AWS_ACCESS_KEY_ID")
+}
+
+func TestRoute53OutOfReachIsExplained(t *testing.T) {
+	t.Parallel()
+	why := explainRoute53(fmt.Errorf("operation error: %w", &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}))
+	if want := "Route 53 cannot be reached: connection refused"; why.reason != want || !strings.Contains(why.hint, "HTTPS") {
+		t.Errorf("refusal %+v, want %q", why, want)
 	}
 }
 
 func TestRoute53GivesUpOnSetThatCannotBe(t *testing.T) {
-	f := startRoute53(t)
-	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
-	f.fail = func(call string) (int, string) {
-		if call == "ChangeResourceRecordSets" {
-			return http.StatusBadRequest, "InvalidChangeBatch"
-		}
-		return 0, ""
+	f, d := startRoute53(t, acmelab.Route53Options{})
+	s := route53Solver(t, d, config.Route53{})
+	alias := types.Change{Action: types.ChangeActionCreate, ResourceRecordSet: &types.ResourceRecordSet{
+		Name: aws.String(challenge), Type: types.RRTypeCname, TTL: aws.Int64(60),
+		ResourceRecords: []types.ResourceRecord{{Value: aws.String("elsewhere.test.")}},
+	}}
+	if _, err := s.providers[0].backend.(*hosted).api.ChangeResourceRecordSets(t.Context(), &route53.ChangeResourceRecordSetsInput{
+		HostedZoneId: aws.String(f.ZoneID("example.test")), ChangeBatch: &types.ChangeBatch{Changes: []types.Change{alias}},
+	}); err != nil {
+		t.Fatal(err)
 	}
-	begin := time.Now()
-	_, err := route53Solver(t, d, config.Route53{}).Present(t.Context(), []Record{{challenge, "v"}})
-	wantError(t, err, "InvalidChangeBatch", "said the fake")
-	if n := f.count("ChangeResourceRecordSets"); n > 2*route53Swaps || time.Since(begin) > time.Minute {
-		t.Errorf("%d tries in %s", n, time.Since(begin))
+	d.SetFault(func(q acmelab.Query) (int, bool) { // a resolver that has not heard of the CNAME
+		return miekg.RcodeNameError, q.Type == miekg.TypeCNAME
+	})
+	_, err := s.Present(t.Context(), []Record{{challenge, "v"}})
+	wantError(t, err, "InvalidChangeBatch", "conflicting RRSet of type CNAME")
+	if n := f.Requests()["ChangeResourceRecordSets"]; n > route53Swaps+2 { // and the CNAME, and a look when it is taken back
+		t.Errorf("%d changes tried", n)
 	}
 }
 
-func TestRoute53WithoutCredentialsOrWithBadProfile(t *testing.T) {
-	startRoute53(t)
-	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
-	t.Setenv("AWS_ACCESS_KEY_ID", "")
-	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
-	_, err := route53Solver(t, d, config.Route53{}).Present(t.Context(), []Record{{challenge, "v"}})
-	wantError(t, err, "no AWS credentials", "set AWS_ACCESS_KEY_ID")
+func TestRoute53ExplainsOldFormOfARefusedBatch(t *testing.T) {
+	t.Parallel()
+	why := explainRoute53(fmt.Errorf("operation error: %w", &types.InvalidChangeBatch{Messages: []string{"Tried to create\nsomething", "and more"}}))
+	if want := "InvalidChangeBatch: Tried to create something, and more"; why.reason != want {
+		t.Errorf("reason %q, want %q", why.reason, want)
+	}
+}
+
+func TestBadAWSProfileIsAnErrorOfNew(t *testing.T) {
+	startRoute53(t, acmelab.Route53Options{})
 	t.Setenv("AWS_PROFILE", "nobody")
-	_, err = New(Options{Providers: []*config.Provider{{Name: "aws", Route53: &config.Route53{}}}})
+	_, err := New(Options{Providers: []*config.Provider{{Name: "aws", Route53: &config.Route53{}}}})
 	wantError(t, err, "DNS provider aws", "AWS configuration", "nobody", "check AWS_PROFILE") // libdns/route53 ends the process here
 }
