@@ -83,6 +83,7 @@ type Exchange struct {
 	readErr  error // sticky: what ended the body
 
 	received     atomic.Int64
+	interrupted  atomic.Bool
 	readTimeout  atomic.Int64
 	writeTimeout atomic.Int64
 	state        atomic.Int32 // changes under mu
@@ -156,6 +157,10 @@ func (e *Exchange) Read(p []byte) (int, error) {
 	}
 	if err := e.stopped(); err != nil { // after the deadline was set, which would undo that of Abort
 		return 0, err
+	}
+	if e.interrupted.Load() { // the same for Interrupt
+		e.readErr = ErrInterrupted
+		return 0, ErrInterrupted
 	}
 	n, err := e.engine.Read(p)
 	if d > 0 && err == nil {

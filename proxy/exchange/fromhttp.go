@@ -88,7 +88,10 @@ func urlOf(e *Exchange) *url.URL {
 	}
 	u := &url.URL{Path: e.Path, RawQuery: e.Query}
 	if p, err := url.PathUnescape(e.Path); err == nil {
-		u.Path, u.RawPath = p, e.Path
+		u.Path = p
+		if u.EscapedPath() != e.Path {
+			u.RawPath = e.Path // only then, as in url.Parse
+		}
 	}
 	return u
 }

@@ -291,24 +291,24 @@ func (g *httpEngine) Abort() {
 	_ = g.SetWriteDeadline(past)
 }
 
-// cut resets a connection whose closing would look like the end of the body: an
-// HTTP/1.0 reply without a length ends that way.
+// cut closes an HTTP/1 connection in the middle of a reply, past TLS, which
+// would wait 5 s to say goodbye to a client that does not read. Before HTTP/1.1
+// closing is the end of a body without a length; there the connection is reset.
 func (g *httpEngine) cut() {
-	if !g.h1 || g.r.ProtoMinor > 0 || !g.begun {
+	if !g.h1 || !g.begun {
 		return
 	}
 	conn, _, err := g.ctl.Hijack()
 	if err != nil {
 		return
 	}
-	inner := conn
-	if t, ok := conn.(interface{ NetConn() net.Conn }); ok { // no close_notify
-		inner = t.NetConn()
+	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = t.NetConn()
 	}
-	if l, ok := inner.(interface{ SetLinger(sec int) error }); ok {
+	if l, ok := conn.(interface{ SetLinger(sec int) error }); ok && g.r.ProtoMinor == 0 {
 		_ = l.SetLinger(0)
 	}
-	_ = inner.Close()
+	_ = conn.Close()
 }
 
 // tunnelHeadTime bounds the sending of the head of a 101.

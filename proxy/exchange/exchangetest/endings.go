@@ -30,6 +30,7 @@ func testOnEnd(t *testing.T, start Start) {
 	})
 	res, err := s.Client.Do(s.request(t, http.MethodGet, "/", nil))
 	if err == nil {
+		_, _ = io.Copy(io.Discard, res.Body)
 		_ = res.Body.Close()
 	}
 	if p, ok := errors.AsType[*exchange.PanicError](s.end(t).err); !ok || p.Value != "one is broken" {
