@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -103,6 +104,8 @@ func (i *issuer) network(err error) (reason, hint string) {
 		return "cannot reach " + ca + ": host name not found", hint
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
 		return "cannot reach " + ca + ": timeout", hint
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "cannot reach " + ca + ": connection closed", hint
 	case errors.As(err, &errno):
 		return "cannot reach " + ca + ": " + errno.Error(), hint
 	default:

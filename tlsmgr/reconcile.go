@@ -266,7 +266,7 @@ func (m *Manager) keep(ctx context.Context, id string, l *stored) *stored {
 	m.rebuildLocked(time.Now())
 	j := m.jobs[id]
 	if fresh && j != nil {
-		j.ordering = false
+		j.ordering, j.err, j.failures = false, nil, 0
 		if j.waiting != nil {
 			j.waiting()
 		}

@@ -34,14 +34,19 @@ type job struct {
 func (m *Manager) consider(ctx context.Context, s *store.Store, st *state, b *Bundle, now time.Time, work *sync.WaitGroup) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.state.Load() != st {
+		return // Commit has asked for another look
+	}
 	l, j := m.loaded[b.ID], m.jobLocked(b.ID)
 	why := b.needs(l, st.issuers[b.Issuer].config.Directory, now)
 	m.graceLocked(ctx, b, l, j, now)
 	switch {
-	case j.busy, now.Before(j.next):
+	case j.busy:
 		return
 	case why == needNothing:
 		*j = job{}
+		return
+	case now.Before(j.next):
 		return
 	case l != nil && errors.Is(l.err, errNewer):
 		j.err = l.err
@@ -134,7 +139,10 @@ func (m *Manager) work(ctx context.Context, s *store.Store, st *state, b Bundle)
 	j.failures++
 	j.err, j.patient = oneError(err), wait > 0
 	j.next = time.Now().Add(max(m.backoff(j.failures), wait))
-	detail := fmt.Sprintf("%s; attempt %d, next at %s", j.err, j.failures, j.next.UTC().Format(time.RFC3339))
+	if m.state.Load() != st && !j.patient {
+		j.next = time.Time{} // the cause may be repaired: Commit promises another attempt
+	}
+	detail := fmt.Sprintf("%s; attempt %d, next at %s", j.err, j.failures, time.Now().Add(max(time.Until(j.next), 0)).UTC().Format(time.RFC3339))
 	m.mu.Unlock()
 	m.emit(ctx, b.ID, StepFailed, detail)
 }
