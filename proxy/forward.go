@@ -67,7 +67,7 @@ func outgoing(e *exchange.Exchange, t config.Timeouts) *upstream.Request {
 	}
 	if e.Length != 0 {
 		req.Body = e
-		req.Interrupt = func() { e.SetReadTimeout(time.Nanosecond) }
+		req.Interrupt = e.Interrupt
 		if dialect.IsGRPC(e.Header.Get("content-type")) {
 			req.Trailer = e.Trailer
 		}

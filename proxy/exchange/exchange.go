@@ -34,9 +34,9 @@ import (
 )
 
 // Exchange is one request and its reply. Its fields and methods belong to the
-// goroutine that runs the handler, except Abort, Done and Context, which any
-// goroutine may call, and Read, which one other goroutine may call while the
-// handler writes. Nobody may touch it after its end (see OnEnd).
+// goroutine that runs the handler, except Abort, Interrupt, Done and Context,
+// which any goroutine may call, and Read, which one other goroutine may call
+// while the handler writes. Nobody may touch it after its end (see OnEnd).
 type Exchange struct {
 	// The request. Target is the request-target exactly as received, Path the
 	// still escaped path of it ("*" for OPTIONS *, "" for CONNECT), Query what
@@ -83,6 +83,7 @@ type Exchange struct {
 	readErr  error // sticky: what ended the body
 
 	received     atomic.Int64
+	bodyDone     atomic.Bool
 	interrupted  atomic.Bool
 	readTimeout  atomic.Int64
 	writeTimeout atomic.Int64
@@ -133,12 +134,13 @@ type Source interface {
 // Why an exchange went wrong. ErrClientGone, ErrAborted and ErrEnded are also
 // the causes of a cancelled Context.
 var (
-	ErrClientGone = errors.New("exchange: the client left")
-	ErrAborted    = errors.New("exchange: aborted")
-	ErrEnded      = errors.New("exchange: ended")
-	ErrNoTunnel   = errors.New("exchange: no tunnel")
-	ErrTooLarge   = errors.New("exchange: request body too large")
-	ErrLength     = errors.New("exchange: body differs from the declared content-length")
+	ErrClientGone  = errors.New("exchange: the client left")
+	ErrAborted     = errors.New("exchange: aborted")
+	ErrEnded       = errors.New("exchange: ended")
+	ErrNoTunnel    = errors.New("exchange: no tunnel")
+	ErrTooLarge    = errors.New("exchange: request body too large")
+	ErrInterrupted = errors.New("exchange: reading was interrupted")
+	ErrLength      = errors.New("exchange: body differs from the declared content-length")
 )
 
 // Read reads the request's body. It returns io.EOF at its end, after which
@@ -155,11 +157,11 @@ func (e *Exchange) Read(p []byte) (int, error) {
 	if d > 0 {
 		_ = e.engine.SetReadDeadline(time.Now().Add(d))
 	}
-	if err := e.stopped(); err != nil { // after the deadline was set, which would undo that of Abort
+	// After the deadline was set, which would undo that of Abort or Interrupt.
+	if err := e.stopped(); err != nil {
 		return 0, err
 	}
-	if e.interrupted.Load() { // the same for Interrupt
-		e.readErr = ErrInterrupted
+	if e.interrupted.Load() {
 		return 0, ErrInterrupted
 	}
 	n, err := e.engine.Read(p)
@@ -173,6 +175,12 @@ func (e *Exchange) Read(p []byte) (int, error) {
 		e.readLeft -= int64(n)
 	}
 	e.received.Add(int64(n))
+	if err != nil {
+		e.bodyDone.Store(true)
+		if err != io.EOF && e.interrupted.Load() { //nolint:errorlint // io.EOF is never wrapped
+			err = ErrInterrupted
+		}
+	}
 	e.readErr = err
 	return n, err
 }
@@ -197,6 +205,21 @@ func (e *Exchange) SetReadTimeout(d time.Duration) {
 func (e *Exchange) SetReadLimit(n int64) {
 	e.alive()
 	e.readLeft = max(n, 0)
+}
+
+// Interrupt makes a Read under way, and all later ones, fail with
+// ErrInterrupted, and leaves the reply alone: it has begun before the request
+// ended, and nobody waits for the rest. It does nothing when the body has ended.
+// Any goroutine may call it.
+func (e *Exchange) Interrupt() {
+	e.alive()
+	e.mu.Lock() // the engine must not be called after the end
+	defer e.mu.Unlock()
+	if e.state.Load() != live || e.bodyDone.Load() {
+		return
+	}
+	e.interrupted.Store(true)
+	_ = e.engine.SetReadDeadline(time.Unix(1, 0))
 }
 
 // Write sends a part of the reply's body, and before the first part the head.
