@@ -23,10 +23,10 @@ func startFiles(t *testing.T, f *config.CertificateFile) *replica {
 	return r
 }
 
-// served is the serial that clients see for name.
-func served(t *testing.T, m *replica, ca *testCA, name string) string {
+// served is the serial that clients of a.test see.
+func served(t *testing.T, m *replica, ca *testCA) string {
 	t.Helper()
-	state, err := shake(t, m.Manager, client(ca, name))
+	state, err := shake(t, m.Manager, client(ca, "a.test"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func served(t *testing.T, m *replica, ca *testCA, name string) string {
 func TestReplacedFilesAreServed(t *testing.T) {
 	ca, dir := newTestCA(t), t.TempDir()
 	m := startFiles(t, ca.files(t, dir, "a.test"))
-	old := served(t, m, ca, "a.test")
+	old := served(t, m, ca)
 	wait(t, func() bool { // written again and again: the watch may begin after the first time
 		ca.files(t, dir, "a.test")
 		select {
@@ -46,7 +46,7 @@ func TestReplacedFilesAreServed(t *testing.T) {
 			return false
 		}
 	})
-	if got := served(t, m, ca, "a.test"); got == old {
+	if got := served(t, m, ca); got == old {
 		t.Error("the old certificate still serves")
 	}
 	if s := m.one(t); s.Source != "file" || s.State != StateValid || s.Issuer != "" || s.Serial == "" {
@@ -75,7 +75,7 @@ func TestKubernetesSwapOfTheDataLinkIsSeen(t *testing.T) {
 	m := startFiles(t, &config.CertificateFile{
 		Certificate: filepath.Join(dir, "tls.crt"), PrivateKey: config.Secret{Ref: "file:" + filepath.Join(dir, "tls.key")},
 	})
-	old := served(t, m, ca, "a.test")
+	old := served(t, m, ca)
 	n := 1
 	wait(t, func() bool {
 		n++
@@ -87,7 +87,7 @@ func TestKubernetesSwapOfTheDataLinkIsSeen(t *testing.T) {
 			return false
 		}
 	})
-	if got := served(t, m, ca, "a.test"); got == old {
+	if got := served(t, m, ca); got == old {
 		t.Error("the old certificate still serves")
 	}
 }
@@ -96,7 +96,7 @@ func TestBadPairKeepsTheLastGoodOneAndWarnsOnce(t *testing.T) {
 	ca, dir := newTestCA(t), t.TempDir()
 	f := ca.files(t, dir, "a.test")
 	m := startFiles(t, f)
-	old := served(t, m, ca, "a.test")
+	old := served(t, m, ca)
 	_, otherKey := ca.issue(t, config.P256, time.Now(), time.Now().Add(time.Hour), "a.test")
 	writeFile(t, filepath.Join(dir, "tls.key"), otherKey)
 
@@ -106,7 +106,7 @@ func TestBadPairKeepsTheLastGoodOneAndWarnsOnce(t *testing.T) {
 			t.Errorf("look %d: again %v, want %v", n, got, again)
 		}
 	}
-	if got := served(t, m, ca, "a.test"); got != old {
+	if got := served(t, m, ca); got != old {
 		t.Error("the last good pair does not serve any more")
 	}
 	if text := bad["file"].text; !strings.Contains(text, "private key does not match") || !strings.Contains(text, "PEM private key)") {
@@ -114,7 +114,7 @@ func TestBadPairKeepsTheLastGoodOneAndWarnsOnce(t *testing.T) {
 	}
 	ca.files(t, dir, "a.test")
 	m.reloadFiles(t.Context(), st, bad)
-	if got := served(t, m, ca, "a.test"); got == old || len(bad) != 0 {
+	if got := served(t, m, ca); got == old || len(bad) != 0 {
 		t.Error("the repaired pair does not serve")
 	}
 }

@@ -173,24 +173,25 @@ func TestLostAccountIsReplacedAndTheOrderRepeated(t *testing.T) {
 func TestRefusalsAreOneLineWithAHint(t *testing.T) {
 	for name, c := range map[string]struct {
 		lab  acmelab.CAOptions
-		edit func(t *testing.T, cfg *config.Config, lab *acmelab.Lab)
+		edit func(t *testing.T, cfg *config.Config)
 		want []string
 	}{
 		"wrong TSIG key": {
-			edit: func(t *testing.T, cfg *config.Config, _ *acmelab.Lab) {
+			edit: func(t *testing.T, cfg *config.Config) {
+				t.Helper()
 				path := strings.TrimPrefix(cfg.Providers["lab"].RFC2136.Key.Ref, "file:")
 				writeFile(t, path, "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmchd3I=")
 			},
 			want: []string{"provider lab (rfc2136)", "TSIG key", "key_name"},
 		},
 		"unreachable CA": {
-			edit: func(_ *testing.T, cfg *config.Config, _ *acmelab.Lab) {
+			edit: func(_ *testing.T, cfg *config.Config) {
 				cfg.Issuers["lab"].Directory = "https://127.0.0.1:1/dir"
 			},
 			want: []string{"read the directory: cannot reach 127.0.0.1:1: connection refused (check issuers.lab.directory"},
 		},
 		"untrusted CA": {
-			edit: func(_ *testing.T, cfg *config.Config, lab *acmelab.Lab) {
+			edit: func(_ *testing.T, cfg *config.Config) {
 				cfg.Issuers["lab"].CA = ""
 				cfg.Issuers["lab"].Directory += "?untrusted" // acmez remembers directories by URL
 			},
@@ -205,7 +206,7 @@ func TestRefusalsAreOneLineWithAHint(t *testing.T) {
 			want: []string{"register an account: the CA refuses: externalAccountRequired", "not supported yet"},
 		},
 		"unknown profile": {
-			edit: func(_ *testing.T, cfg *config.Config, _ *acmelab.Lab) { cfg.Issuers["lab"].Profile = "nonesuch" },
+			edit: func(_ *testing.T, cfg *config.Config) { cfg.Issuers["lab"].Profile = "nonesuch" },
 			want: []string{`the CA has no profile "nonesuch" (profiles: default)`},
 		},
 	} {
@@ -213,7 +214,7 @@ func TestRefusalsAreOneLineWithAHint(t *testing.T) {
 			lab := acmelab.New(t, acmelab.Options{CA: c.lab})
 			cfg := labConfig(t, lab, "a.example.test")
 			if c.edit != nil {
-				c.edit(t, cfg, lab)
+				c.edit(t, cfg)
 			}
 			m := start(t, cfg, func(o *Options) { o.Backoff = nil })
 			e := m.until(t, "example.test", StepFailed)
@@ -237,10 +238,10 @@ func TestRefusalsAreOneLineWithAHint(t *testing.T) {
 }
 
 func TestWhatTheCAIssuedIsChecked(t *testing.T) {
-	ca, other, now := newTestCA(t), newTestCA(t), time.Now()
-	chain, key := ca.issue(t, config.P256, now.Add(-time.Hour), now.Add(time.Hour), "a.test", "b.test")
-	_, otherKey := ca.issue(t, config.P256, now.Add(-time.Hour), now.Add(time.Hour), "a.test")
-	old, oldKey := ca.issue(t, config.P256, now.Add(-2*time.Hour), now.Add(-time.Hour), "a.test")
+	good, other, now := newTestCA(t), newTestCA(t), time.Now()
+	chain, key := good.issue(t, config.P256, now.Add(-time.Hour), now.Add(time.Hour), "a.test", "b.test")
+	_, otherKey := good.issue(t, config.P256, now.Add(-time.Hour), now.Add(time.Hour), "a.test")
+	old, oldKey := good.issue(t, config.P256, now.Add(-2*time.Hour), now.Add(-time.Hour), "a.test")
 	foreign, _ := other.issue(t, config.P256, now, now, "x.test")
 	leaf, _, _ := strings.Cut(chain, "-----END CERTIFICATE-----\n")
 	broken := leaf + "-----END CERTIFICATE-----\n" + foreign

@@ -2,6 +2,7 @@ package tlsmgr_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -262,9 +263,7 @@ func TestPlanLaws(t *testing.T) {
 			names[b.ID] = b.Names
 			checkBundle(t, cfg, b)
 		}
-		for id, n := range files {
-			names[id] = n
-		}
+		maps.Copy(names, files)
 		owner := map[string]string{} // of inferred names
 		for _, b := range p.Bundles {
 			if !b.Inferred {
