@@ -24,9 +24,13 @@ func forward(s *Server, r *route) exchange.Handler {
 		ctx, cancel := context.WithCancelCause(e.Context())
 		total := newWatch(r.config.Timeouts.Request, func() { cancel(errTotal) })
 		total.start()
-		resp, err := r.pool.Do(ctx, outgoing(e, r.config.Timeouts))
+		up := &upload{e: e}
+		resp, err := r.pool.Do(ctx, outgoing(e, up, r.config.Timeouts))
 		if err != nil {
 			reason := blame(ctx, err)
+			if errors.Is(up.err, os.ErrDeadlineExceeded) {
+				reason = RequestTimeout
+			}
 			total.stop()
 			cancel(nil)
 			noteAttempts(e, err)
@@ -34,6 +38,9 @@ func forward(s *Server, r *route) exchange.Handler {
 			return
 		}
 		e.FirstByte = time.Now()
+		// A client that listens need not talk: from here on it is the reply's
+		// silence that counts.
+		e.SetReadTimeout(0)
 		e.Endpoint, e.Attempts = resp.Endpoint, resp.Attempts
 		answer(e, resp)
 		if resp.Status == http.StatusSwitchingProtocols {
@@ -54,7 +61,7 @@ func forward(s *Server, r *route) exchange.Handler {
 // outgoing is the request as the backend gets it: target and Host as they came,
 // trailers only for gRPC, the only protocol that has a use for them; elsewhere
 // they are a way around the checks on fields.
-func outgoing(e *exchange.Exchange, t config.Timeouts) *upstream.Request {
+func outgoing(e *exchange.Exchange, up *upload, t config.Timeouts) *upstream.Request {
 	req := &upstream.Request{
 		Method:    e.Method,
 		Target:    originForm(e),
@@ -66,13 +73,30 @@ func outgoing(e *exchange.Exchange, t config.Timeouts) *upstream.Request {
 		FirstByte: t.FirstByte,
 	}
 	if e.Length != 0 {
-		req.Body = e
+		req.Body = up
 		req.Interrupt = e.Interrupt
 		if dialect.IsGRPC(e.Header.Get("content-type")) {
 			req.Trailer = e.Trailer
 		}
 	}
 	return req
+}
+
+// upload is the request body on its way to the backend. It keeps the error that
+// it ended with, because net/http takes a read that timed out for a client that
+// left, and cancels the exchange before anyone else can say what happened.
+type upload struct {
+	e   *exchange.Exchange
+	err error // may be looked at when Do has failed: nothing reads any more then
+}
+
+// Read implements io.Reader.
+func (u *upload) Read(p []byte) (int, error) {
+	n, err := u.e.Read(p)
+	if err != nil {
+		u.err = err
+	}
+	return n, err
 }
 
 // originForm returns the target without scheme and authority, which a client
