@@ -83,7 +83,9 @@ func (b *builder) checkCertificates() {
 			b.refuse(path, b.whoIssues(c.Names[0]))
 		}
 		b.checkLimit(path+".names", len(c.Names), c.Issuers)
-		b.checkNames(c, path, owner)
+		if len(c.Names) <= classicNames { // more are refused
+			b.checkNames(c, path, owner)
+		}
 	}
 }
 
@@ -143,17 +145,18 @@ func (b *builder) checkCover() {
 	if len(b.cfg.Bundles.Issuers) > 0 {
 		return
 	}
-	var names []string
+	names := map[string]bool{}
 	for _, c := range b.cfg.Certificates {
 		if c.File != nil && len(b.cfg.Issuers) == 0 {
 			return
 		}
-		names = append(names, c.Names...)
+		for _, name := range c.Names {
+			names[name] = true
+		}
 	}
 	for i, r := range b.cfg.Routes {
 		for j, host := range r.Hosts {
-			covered := slices.ContainsFunc(names, func(name string) bool { return hostname.Covers(name, host) })
-			if host != "" && !covered {
+			if host != "" && !names[host] && !names[hostname.Wildcard(host)] {
 				b.refuse(b.hostPath(i, j), b.whoIssues(host))
 				return // one remedy serves all
 			}

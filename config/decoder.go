@@ -301,11 +301,13 @@ func list[T comparable](into *[]T, parse func(string) (T, *refusal)) take {
 	return func(v value) {
 		items := v.items()
 		all := make([]T, len(items))
+		seen := make(map[T]bool, len(items))
 		for i, item := range items {
 			as(&all[i], parse)(item)
-			if all[i] != *new(T) && slices.Contains(all[:i], all[i]) {
+			if all[i] != *new(T) && seen[all[i]] {
 				item.refuse(repeated(item.node.Value))
 			}
+			seen[all[i]] = true
 		}
 		*into = all
 	}
@@ -355,10 +357,14 @@ func (v value) refer(kind string) {
 // refers to, for the kinds where that is a sign of a mistake.
 func (d *decoder) resolve() {
 	used := map[[2]string]bool{}
+	sorted := map[string][]string{}
+	for kind, names := range d.names {
+		sorted[kind] = slices.Sorted(maps.Keys(names))
+	}
 	for _, r := range d.refs {
 		used[[2]string{r.kind, r.name}] = true
 		if !d.names[r.kind][r.name] {
-			d.refuse(r.path, unknownName(r.kind, r.name, slices.Sorted(maps.Keys(d.names[r.kind]))))
+			d.refuse(r.path, unknownName(r.kind, r.name, sorted[r.kind]))
 		}
 	}
 	for _, kind := range []string{"pool", "policy", "provider"} {

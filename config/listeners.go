@@ -8,6 +8,9 @@ import (
 	"slices"
 )
 
+// maxListeners bounds what is checked and held for each route on each listener.
+const maxListeners = 64
+
 // defaultListeners is what routes.yaml without listeners means.
 func defaultListeners() map[string]*Listener {
 	https := newListener("https")
@@ -24,6 +27,10 @@ func newListener(name string) *Listener {
 
 func (b *builder) listeners(v value) {
 	v.named("listener", func(name string, v value) {
+		if len(b.cfg.Listeners) == maxListeners {
+			v.refuseKey(tooMany(maxListeners, "listeners"))
+			return
+		}
 		l := newListener(name)
 		b.cfg.Listeners[name] = l
 		redirect := ""

@@ -196,7 +196,7 @@ func badSocket(limit int) *refusal {
 func unknownName(kind, name string, known []string) *refusal {
 	hint := "there are none"
 	if len(known) > 0 {
-		hint = plural(kind) + ": " + strings.Join(known, ", ")
+		hint = plural(kind) + ": " + several(known)
 	}
 	return &refusal{fmt.Sprintf("no %s %q", kind, name), hint}
 }
@@ -223,6 +223,10 @@ func sameAddress(address, other string) *refusal {
 	return &refusal{fmt.Sprintf("address %q is taken by listener %q", address, other), ""}
 }
 
+func tooMany(limit int, what string) *refusal {
+	return &refusal{fmt.Sprintf("more than %d %s", limit, what), "one listener serves any number of hosts"}
+}
+
 func routeOnRedirect(name string) *refusal {
 	return &refusal{fmt.Sprintf("listener %q redirects and serves no routes", name), ""}
 }
@@ -241,7 +245,7 @@ func ambiguousZone(zone, a, b string) *refusal {
 }
 
 func chooseIssuer(issuers []string) *refusal {
-	return &refusal{"which issuer is it?", "set certificate_defaults: {issuers: [NAME]}; issuers: " + strings.Join(issuers, ", ")}
+	return &refusal{"which issuer is it?", "set certificate_defaults: {issuers: [NAME]}; issuers: " + several(issuers)}
 }
 
 func noIssuer(host string) *refusal {
@@ -298,6 +302,15 @@ func cutsStreams() *refusal {
 
 func sameEndpointTwice(url string) *refusal {
 	return &refusal{fmt.Sprintf("endpoint %q is in this pool twice", url), "weight: 2 says the same"}
+}
+
+// several lists the first of many names.
+func several(names []string) string {
+	const most = 16
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
 // plural is the section that defines things of a kind.

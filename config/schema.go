@@ -133,9 +133,10 @@ func (b *builder) complete(root value, present keys) {
 			b.define("listener", name)
 		}
 	}
+	all := b.tlsListeners()
 	for _, r := range b.cfg.Routes {
 		if len(r.Listeners) == 0 {
-			r.Listeners = b.tlsListeners()
+			r.Listeners = all
 		}
 	}
 	if acme, ok := present["acme"]; ok {
