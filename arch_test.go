@@ -30,7 +30,7 @@ var layers = [][]string{
 }
 
 // kit lists the packages that only tests and programs in lab may import.
-var kit = []string{"internal/acmelab", "internal/modelserver", "internal/edgetest", "proxy/exchange/exchangetest", "tlsmgr/store/storetest"}
+var kit = []string{"internal/acmelab", "internal/modelserver", "internal/edgetest", "internal/memnet", "proxy/exchange/exchangetest", "tlsmgr/store/storetest"}
 
 // programs lists what is built on top and imported by nobody.
 var programs = []string{"cmd/edge", "lab/demo"}
