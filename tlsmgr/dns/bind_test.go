@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +21,26 @@ import (
 )
 
 const bindKey = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+
+const bindZone = `$TTL 60
+@ IN SOA ns1.example.test. hostmaster.example.test. 1 60 60 600 5
+@ IN NS ns1
+ns1 IN A 127.0.0.1
+`
+
+const bindConf = `
+key "edge-key" { algorithm hmac-sha256; secret "SECRET"; };
+key "weak-key" { algorithm hmac-sha512; secret "SECRET"; };
+options {
+	directory "DIR"; pid-file "DIR/named.pid"; session-keyfile "DIR/session.key"; managed-keys-directory "DIR";
+	listen-on port PORT { 127.0.0.1; }; listen-on-v6 { none; };
+	recursion no; dnssec-validation no; notify no; allow-transfer { none; };
+};
+controls { };
+zone "example.test" { type primary; file "DIR/example.test.zone";
+	update-policy { grant edge-key wildcard * TXT; };
+};
+`
 
 // startBIND runs named for the zone example.test and returns its address.
 func startBIND(tb testing.TB) string {
@@ -33,32 +55,48 @@ func startBIND(tb testing.TB) string {
 	case err != nil:
 		tb.Skip("named is not installed (apt-get install bind9)")
 	}
-	addr := unusedAddr(tb)
-	_, port, _ := net.SplitHostPort(addr)
-	dir := tb.TempDir()
+	for range 5 {
+		if addr, ok := runBIND(tb, named); ok {
+			return addr
+		}
+	}
+	tb.Fatal("no port for named: each was taken before it came")
+	return ""
+}
+
+// freePort finds a port of 127.0.0.1 that is free for UDP and TCP, below those
+// that outgoing connections get.
+func freePort(tb testing.TB) string {
+	tb.Helper()
+	for range 50 {
+		port := strconv.Itoa(12000 + rand.IntN(18000))
+		pc, err := net.ListenPacket("udp", "127.0.0.1:"+port)
+		if err != nil {
+			continue
+		}
+		ln, err := net.Listen("tcp", "127.0.0.1:"+port)
+		_ = pc.Close()
+		if err == nil {
+			_ = ln.Close()
+			return port
+		}
+	}
+	tb.Fatal("no port is free for both UDP and TCP")
+	return ""
+}
+
+// runBIND runs named until the test ends. It is false when another process was
+// faster at the port.
+func runBIND(tb testing.TB, named string) (addr string, ok bool) {
+	tb.Helper()
+	port, dir := freePort(tb), tb.TempDir()
 	write := func(name, text string) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			tb.Fatal(err)
 		}
 	}
-	write("example.test.zone", `$TTL 60
-@ IN SOA ns1.example.test. hostmaster.example.test. 1 60 60 600 5
-@ IN NS ns1
-ns1 IN A 127.0.0.1
-`)
-	write("named.conf", strings.NewReplacer("DIR", dir, "PORT", port, "SECRET", bindKey).Replace(`
-key "edge-key" { algorithm hmac-sha256; secret "SECRET"; };
-key "weak-key" { algorithm hmac-sha512; secret "SECRET"; };
-options {
-	directory "DIR"; pid-file "DIR/named.pid"; session-keyfile "DIR/session.key"; managed-keys-directory "DIR";
-	listen-on port PORT { 127.0.0.1; }; listen-on-v6 { none; };
-	recursion no; dnssec-validation no; notify no; allow-transfer { none; };
-};
-controls { };
-zone "example.test" { type primary; file "DIR/example.test.zone";
-	update-policy { grant edge-key wildcard * TXT; };
-};
-`))
+	write("example.test.zone", bindZone)
+	write("named.conf", strings.NewReplacer("DIR", dir, "PORT", port, "SECRET", bindKey).Replace(bindConf))
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, named, "-g", "-c", filepath.Join(dir, "named.conf"), "-n", "1")
 	stderr, err := cmd.StderrPipe()
@@ -68,38 +106,41 @@ zone "example.test" { type primary; file "DIR/example.test.zone";
 	if err := cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
-	running, ended := make(chan struct{}), make(chan string, 1)
+	state, log := make(chan string, 3), make(chan string, 1)
 	go func() {
-		var log []string
-		lines := bufio.NewScanner(stderr)
-		for up := false; lines.Scan(); {
-			if !strings.Contains(lines.Text(), ": updating zone ") { // a line for each record
-				log = append(log, lines.Text())
+		var all []string
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			line := lines.Text()
+			if !strings.Contains(line, ": updating zone ") { // a line for each record
+				all = append(all, line)
 			}
-			if !up && strings.HasSuffix(lines.Text(), " running") {
-				up = true
-				close(running)
+			for _, s := range []string{" running", " address in use"} {
+				if strings.HasSuffix(line, s) && len(state) < 2 {
+					state <- s
+				}
 			}
 		}
-		ended <- strings.Join(log, "\n")
+		state <- " ended"
+		log <- strings.Join(all, "\n")
 	}()
 	tb.Cleanup(func() {
 		cancel()
-		log := <-ended
+		text := <-log
 		_ = cmd.Wait() // killed
 		if tb.Failed() {
-			tb.Logf("named:\n%s", log)
+			tb.Logf("named:\n%s", text)
 		}
 	})
 	select {
-	case <-running:
-	case log := <-ended:
-		ended <- log
-		tb.Fatal("named ended")
+	case s := <-state:
+		if s == " ended" {
+			tb.Fatal("named ended")
+		}
+		return "127.0.0.1:" + port, s == " running"
 	case <-time.After(30 * time.Second):
 		tb.Fatal("named is not ready after 30 s")
 	}
-	return addr
+	return "", false
 }
 
 // bindSolver is a Solver for BIND with the given key.
@@ -121,7 +162,7 @@ func bindSolver(tb testing.TB, addr, name, algorithm, key string) *Solver {
 // digTXT asks addr for the values at name.
 func digTXT(tb testing.TB, addr, name string) []string {
 	tb.Helper()
-	answer, err := newClient().query(tb.Context(), addr, miekg.Fqdn(name), miekg.TypeTXT, false)
+	answer, err := newClient().queryTXT(tb.Context(), addr, miekg.Fqdn(name), false)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"edge/config"
@@ -78,14 +79,19 @@ func (f flare) DeleteRecords(ctx context.Context, zone string, records []libdns.
 func (f flare) each(ctx context.Context, zone string, records []libdns.Record,
 	do func(context.Context, string, []libdns.Record) ([]libdns.Record, error), harmless ...int,
 ) ([]libdns.Record, error) {
-	eg, ctx := errgroup.WithContext(ctx)
+	var eg errgroup.Group
+	var failed atomic.Bool
 	eg.SetLimit(cloudflareParallel)
 	for _, r := range records {
 		eg.Go(func() error {
+			if failed.Load() { // those under way are let finish: see unhurried
+				return nil
+			}
 			_, err := do(ctx, bare(zone), []libdns.Record{r}) // the API writes zone names without the dot
 			if said, ok := errors.AsType[*cloudflareError](err); ok && slices.ContainsFunc(harmless, said.has) {
 				return nil
 			}
+			failed.Store(failed.Load() || err != nil)
 			return err
 		})
 	}

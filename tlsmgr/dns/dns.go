@@ -45,6 +45,7 @@ const (
 	maxParallel     = 32               // queries, and provider calls, under way at once
 	recordTTL       = 60 * time.Second // the least that the providers accept
 	providerTimeout = 90 * time.Second // of one append or delete, retries of the provider included
+	writeGrace      = 5 * time.Second  // that an append under way gets when its order is cancelled
 	defaultPoll     = time.Second
 	defaultTimeout  = 2 * time.Minute
 )
@@ -158,7 +159,11 @@ func (s *Solver) Present(ctx context.Context, records []Record) (*Presented, err
 		return nil
 	})
 	p := &Presented{solver: s, groups: groups, pending: groups}
-	if err := errors.Join(errs...); err != nil {
+	err = errors.Join(errs...)
+	if err == nil && ctx.Err() != nil {
+		err = fmt.Errorf("present challenge records: %w", context.Cause(ctx))
+	}
+	if err != nil {
 		p.undo(ctx, errs)
 		return nil, err
 	}
@@ -214,12 +219,30 @@ func (s *Solver) each(groups []*group, f func(*group) error) []error {
 }
 
 func (g *group) add(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
+	if ctx.Err() != nil {
+		return fmt.Errorf("add challenge records to zone %s: %w", bare(g.zone), context.Cause(ctx))
+	}
+	ctx, cancel := unhurried(ctx)
 	defer cancel()
 	if _, err := g.provider.backend.AppendRecords(ctx, g.zone, g.libdns()); err != nil {
 		return g.provider.fail("add challenge records to", g.zone, err)
 	}
 	return nil
+}
+
+// unhurried returns a context that outlives ctx by writeGrace. A request to
+// write that is abandoned may still be carried out, after undo has looked.
+func unhurried(ctx context.Context) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithTimeout(context.WithoutCancel(ctx), providerTimeout)
+	stop := context.AfterFunc(ctx, func() {
+		if pause(out, writeGrace) {
+			cancel()
+		}
+	})
+	return out, func() {
+		stop()
+		cancel()
+	}
 }
 
 func (g *group) remove(ctx context.Context) error {

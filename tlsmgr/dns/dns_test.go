@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"edge/config"
@@ -315,30 +316,73 @@ func TestConfiguredZoneIsUsedWhenResolversAreSilent(t *testing.T) {
 	s = solver(t, d, Options{Resolvers: []string{closed}})
 	_, err := s.Present(t.Context(), []Record{{"_acme-challenge.www.example.test", "v"}})
 	wantError(t, err, "find the zone of _acme-challenge.www.example.test", closed+": connection refused", "resolvers")
+
+	var many []Record
+	for i := range 100 {
+		many = append(many, Record{fmt.Sprintf("_acme-challenge.n%d.example.test", i), "v"})
+	}
+	_, err = s.Present(t.Context(), many)
+	if lines := strings.Split(fmt.Sprint(err), "\n"); len(lines) != maxErrors+1 || lines[maxErrors] != "and 95 more names" {
+		t.Errorf("error of %d lines: %v", len(lines), err)
+	}
 }
 
 func TestCancelledOrderLeavesNothingBehind(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
+	lost := errors.New("lease lost")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
 	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"one.test", "two.test"}})
 	var first sync.Once
 	d.SetFault(func(q acmelab.Query) (_ int, broken bool) {
 		if q.Update && q.Name == "two.test." {
 			first.Do(func() {
-				cancel()
+				cancel(lost)
 				broken = true
 			})
 		}
 		return acmelab.Silence, broken
 	})
 	_, err := solver(t, d, Options{}).Present(ctx, []Record{{"_acme-challenge.one.test", "v"}, {"_acme-challenge.two.test", "v"}})
-	if err == nil {
-		t.Fatal("no error")
+	if !errors.Is(err, lost) {
+		t.Errorf("error %v, want the cause", err)
 	}
 	if names := d.TXTNames(); len(names) != 0 {
 		t.Errorf("left behind: %q", names)
 	}
+	_, updates := d.Counts()
+	if _, err := solver(t, d, Options{}).Present(ctx, []Record{{"_acme-challenge.one.test", "v"}}); !errors.Is(err, lost) {
+		t.Errorf("error %v, want the cause", err)
+	}
+	if _, now := d.Counts(); now != updates {
+		t.Errorf("%d updates for an order that was cancelled before", now-updates)
+	}
+}
+
+func TestWriteUnderWayOutlivesItsOrderForAWhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		order, cancelOrder := context.WithCancel(t.Context())
+		write, done := unhurried(order)
+		defer done()
+		cancelOrder()
+		time.Sleep(writeGrace - 1)
+		if write.Err() != nil {
+			t.Errorf("the write ends before its grace: %v", write.Err())
+		}
+		time.Sleep(1)
+		synctest.Wait()
+		if write.Err() == nil {
+			t.Error("the write goes on after its grace")
+		}
+		write, done = unhurried(t.Context())
+		defer done()
+		time.Sleep(providerTimeout)
+		synctest.Wait()
+		if !errors.Is(write.Err(), context.DeadlineExceeded) {
+			t.Errorf("after its time: %v", write.Err())
+		}
+	})
 }
 
 func TestBadRecordsAreRefused(t *testing.T) {

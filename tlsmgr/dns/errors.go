@@ -6,14 +6,18 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
 	miekg "github.com/miekg/dns"
 )
 
-// maxReason bounds what a message repeats of a provider's own words.
-const maxReason = 300
+// Bounds of messages.
+const (
+	maxReason = 300 // bytes of a provider's own words
+	maxErrors = 5   // names of an order that are told about
+)
 
 // refusal is why a provider did not do what it was asked, in one line.
 type refusal struct {
@@ -105,6 +109,16 @@ func reason(err error) string {
 		return "i/o timeout"
 	}
 	return oneLine(err.Error())
+}
+
+// some joins errors like errors.Join, but only the first few: when a resolver
+// is down every name of an order says the same.
+func some(errs []error) error {
+	errs = slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return err == nil })
+	if more := len(errs) - maxErrors; more > 0 {
+		errs = append(errs[:maxErrors], fmt.Errorf("and %d more names", more))
+	}
+	return errors.Join(errs...)
 }
 
 // rcode is a response code by its name.

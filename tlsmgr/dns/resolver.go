@@ -37,19 +37,11 @@ func newClient() *client {
 	return &client{slots: make(chan struct{}, maxParallel), timeout: queryTimeout}
 }
 
-// query asks one server: twice over UDP, then over TCP, which also gets through
-// where UDP is filtered. A truncated answer is fetched again over TCP (RFC 7766).
-func (c *client) query(ctx context.Context, server, name string, qtype uint16, recurse bool) (*miekg.Msg, error) {
+// queryTXT asks one server up to queryTries times.
+func (c *client) queryTXT(ctx context.Context, server, name string, recurse bool) (*miekg.Msg, error) {
 	var last error
-	for try := range queryTries {
-		network := "udp"
-		if try == queryTries-1 {
-			network = "tcp"
-		}
-		answer, err := c.once(ctx, network, server, name, qtype, recurse)
-		if err == nil && answer.Truncated && network == "udp" {
-			answer, err = c.once(ctx, "tcp", server, name, qtype, recurse)
-		}
+	for n := range queryTries {
+		answer, err := c.try(ctx, n, server, name, miekg.TypeTXT, recurse)
 		if err == nil {
 			return answer, nil
 		}
@@ -61,6 +53,19 @@ func (c *client) query(ctx context.Context, server, name string, qtype uint16, r
 		}
 	}
 	return nil, last
+}
+
+// try asks a server for the nth time: over UDP, and the last time over TCP, which
+// also gets through where UDP is filtered. A truncated answer is fetched again
+// over TCP (RFC 7766).
+func (c *client) try(ctx context.Context, n int, server, name string, qtype uint16, recurse bool) (*miekg.Msg, error) {
+	if n < queryTries-1 {
+		answer, err := c.once(ctx, "udp", server, name, qtype, recurse)
+		if err != nil || !answer.Truncated {
+			return answer, err
+		}
+	}
+	return c.once(ctx, "tcp", server, name, qtype, recurse)
 }
 
 // once sends one message. Cancelling ctx ends it at once; miekg/dns by itself
@@ -100,26 +105,37 @@ func (c *client) once(ctx context.Context, network, server, name string, qtype u
 	return answer, nil
 }
 
-// ask puts one question to the resolvers, in order, until one answers with
-// NOERROR or NXDOMAIN. The error is an errNoResolver that names each of them.
+// ask puts one question to the resolvers until one answers with NOERROR or
+// NXDOMAIN. They are asked in turn, so that one that is dead costs a single
+// timeout. The error is an errNoResolver that names each of them.
 func (s *Solver) ask(ctx context.Context, name string, qtype uint16) (*miekg.Msg, error) {
 	servers, err := s.recursive()
 	if err != nil {
 		return nil, err
 	}
+	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	var said []string
-	for _, server := range servers {
-		answer, err := s.client.query(ctx, server, name, qtype, true)
-		switch {
-		case err != nil:
-			said = append(said, server+": "+reason(err))
-		case answer.Rcode == miekg.RcodeSuccess || answer.Rcode == miekg.RcodeNameError:
-			return answer, nil
-		default:
-			said = append(said, server+": "+rcode(answer.Rcode))
+	said := make([]string, len(servers))
+	useless := make([]bool, len(servers)) // it has answered, but not the question
+	for n := range queryTries {
+		for i, server := range servers {
+			if useless[i] || said[i] != "" && ctx.Err() != nil {
+				continue
+			}
+			answer, err := s.client.try(ctx, n, server, name, qtype, true)
+			switch {
+			case err != nil:
+				said[i] = server + ": " + reason(err)
+			case answer.Rcode == miekg.RcodeSuccess || answer.Rcode == miekg.RcodeNameError:
+				return answer, nil
+			default:
+				said[i], useless[i] = server+": "+rcode(answer.Rcode), true
+			}
 		}
+	}
+	if errors.Is(caller.Err(), context.Canceled) {
+		return nil, context.Cause(caller)
 	}
 	return nil, fmt.Errorf("look up %s %s: %w: %s", bare(name), miekg.TypeToString[qtype], errNoResolver, strings.Join(said, ", "))
 }

@@ -71,7 +71,7 @@ func TestTruncatedAnswerIsFetchedByTCP(t *testing.T) {
 		}
 		_ = w.WriteMsg(m)
 	})
-	answer, err := newClient().query(t.Context(), addr, "a.test.", miekg.TypeTXT, false)
+	answer, err := newClient().queryTXT(t.Context(), addr, "a.test.", false)
 	if err != nil || len(answer.Answer) != 1 {
 		t.Errorf("answer %v, error %v", answer, err)
 	}
@@ -89,7 +89,7 @@ func TestQueryGoesThroughWhereUDPIsFiltered(t *testing.T) {
 	})
 	c := newClient()
 	c.timeout = 50 * time.Millisecond
-	if _, err := c.query(t.Context(), addr, "a.test.", miekg.TypeTXT, false); err != nil || udp.Load() != 2 {
+	if _, err := c.queryTXT(t.Context(), addr, "a.test.", false); err != nil || udp.Load() != 2 {
 		t.Errorf("error %v after %d queries by UDP", err, udp.Load())
 	}
 }
@@ -102,7 +102,7 @@ func TestOnlyResolversAreAskedToRecurse(t *testing.T) {
 		_ = w.WriteMsg(reply(r))
 	})
 	for _, want := range []bool{true, false} {
-		if _, err := newClient().query(t.Context(), addr, "a.test.", miekg.TypeTXT, want); err != nil {
+		if _, err := newClient().queryTXT(t.Context(), addr, "a.test.", want); err != nil {
 			t.Fatal(err)
 		}
 		if got := <-asked; got != want {
@@ -118,7 +118,7 @@ func TestAnswerToAnotherQuestionIsNotBelieved(t *testing.T) {
 		m.Question[0].Name = "b.test."
 		_ = w.WriteMsg(m)
 	})
-	_, err := newClient().query(t.Context(), addr, "a.test.", miekg.TypeTXT, false)
+	_, err := newClient().queryTXT(t.Context(), addr, "a.test.", false)
 	wantError(t, err, "answer to another question")
 }
 
@@ -128,13 +128,13 @@ func TestQueryEndsWithItsContext(t *testing.T) {
 	addr := serveDNS(t, func(miekg.ResponseWriter, *miekg.Msg) { cancel() })
 	c := newClient()
 	c.timeout = time.Hour
-	if _, err := c.query(ctx, addr, "a.test.", miekg.TypeTXT, false); !errors.Is(err, context.Canceled) {
+	if _, err := c.queryTXT(ctx, addr, "a.test.", false); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want context.Canceled", err)
 	}
 	for range cap(c.slots) {
 		c.slots <- struct{}{}
 	}
-	if _, err := c.query(ctx, addr, "a.test.", miekg.TypeTXT, false); !errors.Is(err, context.Canceled) {
+	if _, err := c.queryTXT(ctx, addr, "a.test.", false); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v while all slots are taken, want context.Canceled", err)
 	}
 }
@@ -158,6 +158,24 @@ func TestResolversAreAskedInOrderUntilOneKnows(t *testing.T) {
 	wantError(t, err, "look up a.test A", lame+": SERVFAIL", closed+": connection refused")
 	if !errors.Is(err, errNoResolver) {
 		t.Error("not an errNoResolver")
+	}
+}
+
+func TestDeadResolverCostsOneTimeout(t *testing.T) {
+	t.Parallel()
+	var silent, asked atomic.Int32
+	dead := serveDNS(t, func(miekg.ResponseWriter, *miekg.Msg) { silent.Add(1) })
+	good := serveDNS(t, func(w miekg.ResponseWriter, r *miekg.Msg) {
+		asked.Add(1)
+		_ = w.WriteMsg(reply(r))
+	})
+	s, err := New(Options{Resolvers: []string{dead, good}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.client.timeout = 50 * time.Millisecond
+	if _, err := s.ask(t.Context(), "a.test.", miekg.TypeA); err != nil || silent.Load() != 1 || asked.Load() != 1 {
+		t.Errorf("error %v; the dead resolver was asked %d times, the other %d", err, silent.Load(), asked.Load())
 	}
 }
 

@@ -80,8 +80,8 @@ func (s *Solver) waitZone(ctx context.Context, zone string, wanted want) error {
 	if s.authoritative.Off {
 		hint = "resolvers remember for a while that a name did not exist; authoritative servers do not"
 	}
-	if err := context.Cause(ctx); errors.Is(err, context.Canceled) {
-		return fmt.Errorf("zone %s: %w: %s", bare(zone), err, strings.Join(open, "; "))
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("zone %s: %w: %s", bare(zone), context.Cause(ctx), strings.Join(open, "; "))
 	}
 	return fmt.Errorf("zone %s: %s (%s)", bare(zone), strings.Join(open, "; "), hint)
 }
@@ -190,7 +190,7 @@ func (s *Solver) look(ctx context.Context, address string, recurse bool, left wa
 	shown := make([]string, len(names))
 	errs := make([]error, len(names))
 	one := func(i int) error {
-		answer, err := s.client.query(ctx, address, names[i], miekg.TypeTXT, recurse)
+		answer, err := s.client.queryTXT(ctx, address, names[i], recurse)
 		if err == nil {
 			shown[i] = lacks(answer, left[names[i]], recurse)
 		}

@@ -34,8 +34,8 @@ type place struct {
 }
 
 // plan puts the records into groups. Nothing is written yet, so that one name
-// without a provider does not leave the others half done; all such names are
-// reported at once.
+// without a provider does not leave the others half done; all such names, within
+// reason, are reported at once.
 func (s *Solver) plan(ctx context.Context, records []Record) ([]*group, error) {
 	if len(records) > maxRecords {
 		return nil, fmt.Errorf("%d challenge records at once (at most %d are allowed)", len(records), maxRecords)
@@ -60,7 +60,7 @@ func (s *Solver) plan(ctx context.Context, records []Record) ([]*group, error) {
 		})
 	}
 	_ = eg.Wait() // each name has its own error
-	if err := errors.Join(errs...); err != nil {
+	if err := some(errs); err != nil {
 		return nil, err
 	}
 	var groups []*group
@@ -98,6 +98,8 @@ func (s *Solver) locate(ctx context.Context, name string) (place, error) {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "zone not looked up, using the configured one",
 			slog.String("name", bare(target)), slog.String("zone", bare(configured)), slog.Any("error", err))
 		zone = configured
+	case err != nil && !errors.Is(err, errNoResolver):
+		return place{}, fmt.Errorf("find the zone of %s: %w", bare(name), err)
 	case err != nil:
 		return place{}, fmt.Errorf("find the zone of %s: %w (are the issuer's resolvers right? zones in the provider are used when they are silent)", bare(name), err)
 	case p == nil:
