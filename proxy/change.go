@@ -9,10 +9,15 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"time"
 
 	"edge/config"
 	"edge/proxy/upstream"
 )
+
+// settleTime bounds how long a stop waits, after the last request has ended, for
+// connections to be done with their last bytes.
+const settleTime = 2 * time.Second
 
 // Change is a configuration that is ready to be put in force. Exactly one of
 // Commit and Abort must be called.
@@ -211,10 +216,15 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Unlock()
 
 	err := s.awaitIdle(ctx)
+	gone := make(chan struct{})
+	go func() { s.running.Wait(); close(gone) }()
+	if err == nil { // an exchange ends before its last bytes are on the wire
+		settled(ctx, gone)
+	}
 	// Only idle connections are left, or the time is over.
 	s.draining()
 	s.tunnels.cut()
-	s.running.Wait()
+	<-gone
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.set != nil {
@@ -222,6 +232,18 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	s.registry.Close()
 	return err
+}
+
+// settled gives the engines a moment to write the ends of the last responses and
+// to close their connections by themselves.
+func settled(ctx context.Context, gone <-chan struct{}) {
+	timer := time.NewTimer(settleTime)
+	defer timer.Stop()
+	select {
+	case <-gone:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // awaitIdle waits until no exchange is active. It listens after it looked, so
