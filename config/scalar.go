@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"edge/hostname"
-
-	"golang.org/x/net/publicsuffix"
 )
 
 // The parsers below turn the text of a scalar into a value, or say why not.
@@ -209,13 +207,21 @@ func host(text string) (string, *refusal) {
 	if err != nil {
 		return "", badHost(err)
 	}
-	if hostname.IsWildcard(name) {
-		parent := hostname.Parent(name)
-		if suffix, icann := publicsuffix.PublicSuffix(parent); icann && suffix == parent {
-			return "", publicWildcard(name, suffix)
-		}
+	if parent := hostname.Parent(name); hostname.IsWildcard(name) && publicSuffix(parent) {
+		return "", publicWildcard(name, parent)
 	}
 	return name, nil
+}
+
+// publicSuffix reports whether anybody can register names right below name. No
+// registry hands out the special-use names (RFC 6761, RFC 6762, ICANN's internal).
+func publicSuffix(name string) bool {
+	switch name {
+	case "test", "localhost", "internal", "local", "example", "invalid":
+		return false
+	}
+	child := "x." + name // a registrable domain is its own zone
+	return hostname.Zone(child) == child
 }
 
 // zone is the name of a DNS zone.

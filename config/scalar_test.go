@@ -84,6 +84,17 @@ func TestEndpointsAreCanonical(t *testing.T) {
 	}
 }
 
+func TestWildcardStaysBelowAPublicSuffix(t *testing.T) {
+	for text, refused := range map[string]bool{
+		"*.com": true, "*.co.uk": true, "*.github.io": true, "*.example.com": false, "*.example.co.uk": false, "*.a.b.example.com": false,
+		"*.internal": false, "*.test": false, "com": false,
+	} {
+		if got, r := host(text); (r != nil) != refused {
+			t.Errorf("host(%q) = %q, %+v, refused should be %v", text, got, r, refused)
+		}
+	}
+}
+
 func TestNearestWordIsASlipAway(t *testing.T) {
 	words := []string{"listeners", "issuers", "host", "on"}
 	for text, want := range map[string]string{
