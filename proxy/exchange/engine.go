@@ -15,7 +15,7 @@ import (
 // Engine is the connection's side of one exchange. [Exchange] keeps the rules
 // that all engines share (commit once, no body for HEAD, the declared length,
 // the order at the end); an engine only moves bytes. Read runs beside the other
-// methods; Abort and Context come from any goroutine and must not block.
+// methods; Abort, Context and OnLeave come from any goroutine and must not block.
 type Engine interface {
 	// Read reads the request's body up to io.EOF, after which Trailer is valid.
 	Read(p []byte) (int, error)
@@ -40,9 +40,12 @@ type Engine interface {
 	// Finish. They are set before such a call and cleared after it.
 	SetReadDeadline(t time.Time) error
 	SetWriteDeadline(t time.Time) error
-	// Context is done when the client has left. It is asked for only when a
-	// layer asks.
+	// Context has the values of the connection; when it is done matters not.
 	Context() context.Context
+	// OnLeave has f called, by another goroutine, when the client has left,
+	// unless stop came first. It is called once, and only when a layer asks for
+	// Done or Context.
+	OnLeave(f func()) (stop func() bool)
 }
 
 // PanicError is the Err of an exchange whose handler, Source or OnEnd function
@@ -111,6 +114,9 @@ func (e *Exchange) end(clean bool) bool {
 		e.ends = e.ends[:last]
 		clean = e.runEnd(f) && clean
 	}
+	e.mu.Lock()
+	e.over = true
+	e.mu.Unlock()
 	e.poison.spread(e)
 	return clean
 }

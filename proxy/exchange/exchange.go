@@ -90,10 +90,11 @@ type Exchange struct {
 	state        atomic.Int32 // changes under mu
 
 	mu     sync.Mutex
+	over   bool // the last OnEnd function returned
 	tunnel io.Closer
 	ctx    context.Context //nolint:containedctx // built on demand: most exchanges need none, and it costs eight allocations
 	cancel context.CancelCauseFunc
-	unlink func() bool // stops watching the engine's context
+	unlink func() bool // ends the engine's OnLeave
 }
 
 const (
@@ -215,7 +216,7 @@ func (e *Exchange) Interrupt() {
 	e.alive()
 	e.mu.Lock() // the engine must not be called after the end
 	defer e.mu.Unlock()
-	if e.state.Load() != live || e.bodyDone.Load() {
+	if e.over || e.bodyDone.Load() {
 		return
 	}
 	e.interrupted.Store(true)
@@ -354,13 +355,12 @@ func (e *Exchange) Context() context.Context {
 	if e.ctx != nil {
 		return e.ctx
 	}
-	client := e.engine.Context()
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(client))
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(e.engine.Context()))
 	e.ctx, e.cancel = ctx, cancel
 	if err := e.stopped(); err != nil {
 		cancel(err)
 	} else {
-		e.unlink = context.AfterFunc(client, func() { cancel(ErrClientGone) })
+		e.unlink = e.engine.OnLeave(func() { cancel(ErrClientGone) })
 	}
 	return ctx
 }

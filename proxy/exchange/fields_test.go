@@ -72,8 +72,10 @@ func TestFieldsAgreeWithMIMEHeader(t *testing.T) {
 
 func TestReadingFieldsDoesNotAllocate(t *testing.T) {
 	f := exchange.Fields{
-		{Name: "Accept", Value: "*/*"}, {Name: "Authorization", Value: "Bearer x"},
-		{Name: "Cookie", Value: "a"}, {Name: "Cookie", Value: "b"},
+		{Name: "Accept", Value: "*/*"},
+		{Name: "Authorization", Value: "Bearer x"},
+		{Name: "Cookie", Value: "a"},
+		{Name: "Cookie", Value: "b"},
 	}
 	total := 0
 	if n := testing.AllocsPerRun(100, func() {

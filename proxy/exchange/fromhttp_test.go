@@ -1,7 +1,7 @@
 package exchange_test
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -117,7 +117,7 @@ func TestForeignReplyIsThatOfNetHTTP(t *testing.T) {
 			w.WriteHeader(http.StatusTeapot)
 		case "/none":
 			w.WriteHeader(http.StatusNoContent)
-			if _, err := io.WriteString(w, "x"); err != http.ErrBodyNotAllowed {
+			if _, err := io.WriteString(w, "x"); !errors.Is(err, http.ErrBodyNotAllowed) {
 				t.Errorf("body of a 204: %v, want ErrBodyNotAllowed", err)
 			}
 		case "/echo":
@@ -193,7 +193,7 @@ func TestForeignHandlerMayKeepItsRequest(t *testing.T) {
 		if _, err := k.w.Write([]byte("x")); err == nil {
 			t.Errorf("%s: the reply can be written after the end", k.name)
 		}
-		if k.r.Context().Err() != context.Canceled {
+		if k.r.Context().Err() == nil {
 			t.Errorf("%s: the context is alive after the end", k.name)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -66,6 +67,8 @@ type httpEngine struct {
 	flushed bool         // and it was sent
 	bare    bool         // HTTP/2: the head is to end the stream, so it waits for Finish
 	body    atomic.Int32 // how far the request's body was read
+
+	readDeadline atomic.Int64 // in ns since 1970; 0 when there is none
 }
 
 const (
@@ -127,8 +130,12 @@ func (g *httpEngine) Read(p []byte) (int, error) {
 	switch {
 	case err == io.EOF:
 		g.body.Store(bodyRead)
+		g.readDeadline.Store(0) // net/http took it away, to watch for the client leaving
 	case err != nil:
 		g.body.Store(bodyFailed)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			g.readDeadline.Store(0)
+		}
 	}
 	return n, err
 }
@@ -245,9 +252,13 @@ const (
 // settleBody deals with an unread body on HTTP/1. net/http would read up to 256
 // KiB of it, for as long as the client likes, and then take what follows for
 // the next request even when the body was malformed or the read timed out: with
-// full duplex it makes that decision only if the head is still unsent.
+// full duplex it makes that decision only if the head is still unsent. Nor
+// is an interrupted connection used again, as net/http has cancelled its context.
 func (g *httpEngine) settleBody() {
 	state := g.body.Load()
+	if g.e.interrupted.Load() {
+		state = bodyFailed
+	}
 	if !g.h1 || state == bodyRead {
 		return
 	}
@@ -345,9 +356,27 @@ func (g *httpEngine) Tunnel(reply Fields) (io.ReadWriteCloser, error) {
 	return &hijacked{Conn: conn, early: early}, nil
 }
 
-func (g *httpEngine) SetReadDeadline(t time.Time) error  { return g.ctl.SetReadDeadline(t) }
+func (g *httpEngine) SetReadDeadline(t time.Time) error {
+	ns := int64(0)
+	if !t.IsZero() {
+		ns = t.UnixNano()
+	}
+	g.readDeadline.Store(ns)
+	return g.ctl.SetReadDeadline(t)
+}
+
 func (g *httpEngine) SetWriteDeadline(t time.Time) error { return g.ctl.SetWriteDeadline(t) }
 func (g *httpEngine) Context() context.Context           { return g.r.Context() }
+
+// OnLeave does not believe a context that ends when the read deadline has
+// passed: on HTTP/1 net/http takes any failed read for the client's leaving.
+func (g *httpEngine) OnLeave(f func()) (stop func() bool) {
+	return context.AfterFunc(g.r.Context(), func() {
+		if d := g.readDeadline.Load(); d == 0 || time.Now().UnixNano() < d {
+			f()
+		}
+	})
+}
 
 // hijacked is a connection with the bytes that net/http had read ahead.
 type hijacked struct {

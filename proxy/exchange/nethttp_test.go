@@ -95,7 +95,7 @@ func TestConnComesFromTheServer(t *testing.T) {
 }
 
 func TestHandMadeRequestsWork(t *testing.T) {
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a.example/p%2Fq?x", nil) //nolint:gocritic // the body is to be nil
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a.example/p%2Fq?x", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

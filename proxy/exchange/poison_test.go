@@ -27,6 +27,7 @@ func TestEveryCallAfterTheEndPanics(t *testing.T) {
 		"Detach":          func() { kept.Detach(nil) },
 		"Tunnel":          func() { kept.Tunnel() },
 		"Abort":           func() { kept.Abort() },
+		"Interrupt":       func() { kept.Interrupt() },
 		"Done":            func() { kept.Done() },
 		"Context":         func() { kept.Context() },
 		"Committed":       func() { kept.Committed() },

@@ -133,6 +133,70 @@ func testAbortFrees(t *testing.T, start Start) {
 	}
 }
 
+func testInterrupt(t *testing.T, start Start) {
+	t.Helper()
+	s := serve(t, start, func(e *exchange.Exchange) {
+		reads := make(chan error)
+		ctx := e.Context()
+		go func() {
+			_, err := io.ReadAll(e)
+			reads <- err
+		}()
+		write(t, e, "hello")
+		e.Interrupt()
+		if err := receive(t, reads, "the reader"); !errors.Is(err, exchange.ErrInterrupted) {
+			t.Errorf("read: %v, want ErrInterrupted", err)
+		}
+		write(t, e, " world")
+		stays(t, ctx)
+	})
+	body, client := io.Pipe()
+	defer func() { _ = client.Close() }()
+	go func() { _, _ = io.WriteString(client, "x") }()
+	_, text := s.do(t, s.request(t, http.MethodPost, "/", body))
+	expect(t, "reply", text, "hello world")
+	s.end(t)
+	// It still works at the end, for who must see the reader stop.
+	s = serve(t, start, func(e *exchange.Exchange) {
+		reads := make(chan error)
+		go func() {
+			_, err := io.ReadAll(e)
+			reads <- err
+		}()
+		e.OnEnd(func(e *exchange.Exchange) {
+			e.Interrupt()
+			if err := receive(t, reads, "the reader"); err == nil {
+				t.Error("the reader saw the end of the body, want an error")
+			}
+		})
+		write(t, e, "hello")
+	})
+	body, second := io.Pipe()
+	defer func() { _ = second.Close() }()
+	_, text = s.do(t, s.request(t, http.MethodPost, "/", body))
+	expect(t, "reply", text, "hello")
+	// When the body has ended there is nothing to interrupt.
+	s = serve(t, start, func(e *exchange.Exchange) {
+		expect(t, "body", readAll(t, e), "x")
+		e.Interrupt()
+		write(t, e, "hello")
+	})
+	for range 2 {
+		_, text = s.do(t, s.request(t, http.MethodPost, "/", strings.NewReader("x")))
+		expect(t, "reply", text, "hello")
+	}
+}
+
+// stays checks that the client is not taken for gone, nor a little later.
+func stays(t *testing.T, ctx context.Context) {
+	t.Helper()
+	select {
+	case <-ctx.Done():
+		t.Errorf("the context ended: %v", context.Cause(ctx))
+	case <-time.After(20 * time.Millisecond):
+	}
+}
+
 // flood writes more than any buffer takes.
 func flood(e *exchange.Exchange) error {
 	part := make([]byte, 256<<10)
@@ -152,7 +216,10 @@ func testClientLeaves(t *testing.T, start Start) {
 	arrived := make(chan struct{})
 	left := make(chan time.Time, 1)
 	s := serve(t, start, func(e *exchange.Exchange) {
+		e.SetReadTimeout(30 * time.Millisecond) // ends with the body
 		readAll(t, e)
+		stays(t, e.Context())
+		stays(t, e.Context())
 		if e.Path == "/begun" {
 			write(t, e, "hello")
 		}
@@ -204,9 +271,11 @@ func testDoneAtEnd(t *testing.T, start Start) {
 func testReadTimeout(t *testing.T, start Start) {
 	t.Helper()
 	s := serve(t, start, func(e *exchange.Exchange) {
+		ctx := e.Context()
 		e.SetReadTimeout(100 * time.Millisecond)
 		b, err := io.ReadAll(e)
 		expect(t, "body", string(b), "hel")
+		stays(t, ctx)
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("read of a silent body: %v, want a deadline exceeded", err)
 		}

@@ -60,6 +60,7 @@ func Run(t *testing.T, start Start) {
 		"AbortIsNeverACleanEnd":           testAbort,
 		"AbortResetsHTTP10":               testAbortHTTP10,
 		"AbortFreesStuckCalls":            testAbortFrees,
+		"InterruptEndsOnlyTheReading":     testInterrupt,
 		"ClientLeavingClosesDone":         testClientLeaves,
 		"DoneClosesAtTheEnd":              testDoneAtEnd,
 		"SilentBodyTimesOut":              testReadTimeout,
