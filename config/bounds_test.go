@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// A file of the largest size takes a moment, whatever is in it. The bound is
+// A large file takes a moment, whatever is in it. The bound is
 // loose: what is quadratic takes minutes.
-func TestLargestFilesTakeNoLongerThanTheirSize(t *testing.T) {
+func TestTimeGrowsWithTheSizeOfTheFileOnly(t *testing.T) {
 	numbered := func(n int, format string) string {
 		var b strings.Builder
 		for i := range n {
@@ -19,14 +19,14 @@ func TestLargestFilesTakeNoLongerThanTheirSize(t *testing.T) {
 	}
 	const head = "version: 1\nacme: {email: ops@example.com, dns: route53}\n"
 	for name, file := range map[string]string{
-		"hosts":        head + "routes: [{pool: a, host: [" + numbered(80_000, "k%d.a.b,") + "]}]",
-		"repeats":      head + "routes: [{pool: a, host: [" + strings.Repeat("a,", 300_000) + "]}]",
-		"unknown keys": head + "routes: [{pool: a, " + numbered(60_000, "k%d: ,") + "}]",
+		"hosts":        head + "routes: [{pool: a, host: [" + numbered(30_000, "k%d.a.b,") + "]}]",
+		"repeats":      head + "routes: [{pool: a, host: [" + strings.Repeat("a,", 60_000) + "]}]",
+		"unknown keys": head + "routes: [{pool: a, " + numbered(15_000, "k%d: ,") + "}]",
 		"bindings": head + "listeners: {" + numbered(maxListeners, "k%d: {address: ':1'},") + "}\nroutes: [" +
-			strings.Repeat("{pool: a},", 20_000) + "]",
-		"names":    head + "certificates: {a: {names: [" + numbered(80_000, "k%d.a.b,") + "]}}\nroutes: [{pool: a}]",
-		"cover":    "version: 1\ncertificates: {a: {names: [" + numbered(80, "k%d.a.b,") + "]}}\nroutes: [{pool: a, host: [" + numbered(60_000, "k%d.a.b,") + "]}]",
-		"policies": head + "policies: {" + numbered(50_000, "k%d: ,") + "}\nroutes: [{pool: a, policies: [" + numbered(70_000, "z%d,") + "]}]",
+			strings.Repeat("{pool: a},", 8_000) + "]",
+		"names":    head + "certificates: {a: {names: [" + numbered(30_000, "k%d.a.b,") + "]}}\nroutes: [{pool: a}]",
+		"cover":    "version: 1\ncertificates: {a: {names: [" + numbered(80, "k%d.a.b,") + "]}}\nroutes: [{pool: a, host: [" + numbered(30_000, "k%d.a.b,") + "]}]",
+		"policies": head + "policies: {" + numbered(20_000, "k%d: ,") + "}\nroutes: [{pool: a, policies: [" + numbered(20_000, "z%d,") + "]}]",
 		"flow":     strings.Repeat("[", 9_000) + strings.Repeat("]", 9_000),
 		"block": numbered(1, "a%d:\n") + func() string {
 			var b strings.Builder
