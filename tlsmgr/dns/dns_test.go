@@ -366,11 +366,11 @@ func TestWriteUnderWayOutlivesItsOrderForAWhile(t *testing.T) {
 		write, done := unhurried(order)
 		defer done()
 		cancelOrder()
-		time.Sleep(writeGrace - 1)
+		time.Sleep(writeGrace - time.Nanosecond)
 		if write.Err() != nil {
 			t.Errorf("the write ends before its grace: %v", write.Err())
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if write.Err() == nil {
 			t.Error("the write goes on after its grace")
