@@ -336,6 +336,7 @@ func (r *raw) closed(tb testing.TB) {
 	if len(rest) > 0 {
 		tb.Errorf("the connection went on: %q, %v", rest, err)
 	}
+	_ = r.Close()
 }
 
 func loopback() []config.Prefix { return []config.Prefix{netip.MustParsePrefix("127.0.0.0/8")} }

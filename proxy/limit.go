@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"edge/proxy/exchange"
@@ -62,11 +63,11 @@ func headSize(e *exchange.Exchange) int64 {
 	return int64(n)
 }
 
-// watch is a timer for one kind of silence: fire is called when neither Stop
-// nor Reset came in time. A nil watch watches nothing.
+// watch is a timer for one kind of silence: fire is called when neither stop
+// nor start came in time. A nil watch watches nothing. Any goroutine may use it.
 type watch struct {
 	timer *time.Timer
-	d     time.Duration
+	d     atomic.Int64
 }
 
 // newWatch returns a watch that is not running yet; d of 0 is off.
@@ -74,15 +75,23 @@ func newWatch(d time.Duration, fire func()) *watch {
 	if d <= 0 {
 		return nil
 	}
-	w := &watch{timer: time.AfterFunc(d, fire), d: d}
+	w := &watch{timer: time.AfterFunc(d, fire)}
 	w.timer.Stop()
+	w.d.Store(int64(d))
 	return w
 }
 
+// start begins to wait, or begins anew.
 func (w *watch) start() {
 	if w != nil {
-		w.timer.Reset(w.d)
+		w.timer.Reset(time.Duration(w.d.Load()))
 	}
+}
+
+// shorten lowers the bound to d and begins anew.
+func (w *watch) shorten(d time.Duration) {
+	w.d.Store(min(w.d.Load(), int64(d)))
+	w.start()
 }
 
 func (w *watch) stop() {

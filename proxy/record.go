@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"time"
@@ -54,7 +55,11 @@ func (s *Server) ended(e *exchange.Exchange) {
 			slog.Any("panic", p.Value), slog.String("request_id", e.RequestID), slog.String("stack", string(p.Stack)))
 	}
 	if s.options.Observe != nil {
-		s.options.Observe(newRecord(e))
+		r := newRecord(e)
+		if s.drain.Err() != nil && (r.Reason == ClientLeft || r.Status == http.StatusSwitchingProtocols) {
+			r.Reason = ShuttingDown // it was we who left
+		}
+		s.options.Observe(r)
 	}
 	if s.active.Add(-1) == 0 && s.isStopping() {
 		select {

@@ -13,6 +13,14 @@ import (
 // audio are small.
 const tunnelBuffer = 16 << 10
 
+const (
+	// tunnelLinger is the silence that is left to a tunnel of which one side
+	// has said its last: enough for an answer, not for a leak.
+	tunnelLinger = time.Second
+	// forever stands for no bound on silence.
+	forever = 365 * 24 * time.Hour
+)
+
 // tunnels are the upgraded connections, which no http.Server knows any more.
 type tunnels struct {
 	mu   sync.Mutex
@@ -54,8 +62,8 @@ func (t *tunnels) cut() {
 // tunnel joins client and backend after a 101 until one side closes, neither
 // says anything for idle (0 is for ever), or the Server is shut down. Bytes that
 // either side sent right behind its handshake are part of the tunnel. The end of
-// one direction is passed on as such where the connection can, so that a last
-// answer still arrives.
+// one direction is passed on as such where the connection can, and the other then
+// has tunnelLinger of silence left, so that a last answer still arrives.
 func (s *Server) tunnel(e *exchange.Exchange, resp *upstream.Response, idle time.Duration) {
 	backend := resp.Tunnel()
 	e.Reply.Set("Upgrade", "websocket")
@@ -71,6 +79,9 @@ func (s *Server) tunnel(e *exchange.Exchange, resp *upstream.Response, idle time
 		return
 	}
 	defer s.tunnels.remove(both)
+	if idle <= 0 {
+		idle = forever
+	}
 	silence := newWatch(idle, func() { _ = both.Close() })
 	silence.start()
 	defer silence.stop()
@@ -109,6 +120,7 @@ func transfer(dst io.Writer, src io.Reader, both io.Closer, silence *watch) {
 		if err != io.EOF || !ok || half.CloseWrite() != nil { //nolint:errorlint // io.EOF is never wrapped by a Reader
 			_ = both.Close()
 		}
+		silence.shorten(tunnelLinger)
 		return
 	}
 }
