@@ -198,3 +198,20 @@ func eventually(t *testing.T, limit time.Duration, otherwise string, ok func() b
 	}
 	t.Fatalf("%s after %v", otherwise, limit)
 }
+
+// The real provider code talks to an endpoint that checks every request; what
+// it sets is what the CA then finds in DNS.
+func TestRoute53ProvesNames(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, acmelab.Options{}, modelserver.Options{})
+	r53 := acmelab.NewRoute53(t, acmelab.Route53Options{DNS: w.lab.DNS})
+	_, addr := w.start(w.config("a", settings{provider: "{route53: {region: us-east-1}}"}), r53.Env()...)
+	w.leaf(addr, "chat.example.test")
+	if left := w.lab.DNS.TXTNames(); len(left) != 0 {
+		t.Errorf("challenge records left behind: %q", left)
+	}
+	t.Log(r53.Requests())
+	if n := r53.Requests()["ChangeResourceRecordSets"]; n == 0 {
+		t.Error("Route 53 was never asked to change anything")
+	}
+}
