@@ -219,10 +219,10 @@ func header(req *Request) http.Header {
 	}
 	// net/http would take these as a licence to repeat a POST whose bytes
 	// were accepted. It looks for the canonical spelling only.
-	for canonical, lower := range map[string]string{"Idempotency-Key": "idempotency-key", "X-Idempotency-Key": "x-idempotency-key"} {
-		if v, ok := h[canonical]; ok {
-			delete(h, canonical)
-			h[lower] = v
+	for _, name := range [...]string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if v, ok := h[name]; ok {
+			delete(h, name)
+			h[strings.ToLower(name)] = v
 		}
 	}
 	if _, ok := h["User-Agent"]; !ok {

@@ -51,6 +51,8 @@ func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 
 // clinic is an endpoint under examination, in a bubble.
 type clinic struct {
+	*testing.T // of the bubble
+
 	answer atomic.Pointer[http.HandlerFunc]
 
 	mu     sync.Mutex
@@ -93,11 +95,11 @@ const interval = 10 * time.Second
 
 // examine runs f in a bubble with a committed pool of one endpoint that is
 // checked every interval: fall 3, rise 2, timeout 2 s.
-func examine(t *testing.T, f func(t *testing.T, c *clinic)) {
+func examine(t *testing.T, f func(c *clinic)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		l := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
-		c := &clinic{}
+		c := &clinic{T: t}
 		c.reply(code(200))
 		start := time.Now()
 		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -125,11 +127,12 @@ func examine(t *testing.T, f func(t *testing.T, c *clinic)) {
 		start = time.Now()
 		set.Commit()
 		synctest.Wait()
-		f(t, c)
+		f(c)
 		c.set.Close()
 		c.registry.Close()
 		server.Close()
 		<-served
+		time.Sleep(time.Minute) // handlers that were under way end
 	})
 }
 
@@ -142,21 +145,21 @@ func rounds(n int) {
 }
 
 func TestEndpointIsUsableUntilChecksFail(t *testing.T) {
-	examine(t, func(t *testing.T, c *clinic) {
+	examine(t, func(c *clinic) {
 		if s := c.status(); !s.Healthy || c.count() != 1 {
-			t.Errorf("after commit: %+v, %d checks; want healthy, 1", s, c.count())
+			c.Errorf("after commit: %+v, %d checks; want healthy, 1", s, c.count())
 		}
 		if c.paths[0] != "GET gpu-1:8000/health?full=1" {
-			t.Errorf("check asks %s, want GET gpu-1:8000/health?full=1", c.paths[0])
+			c.Errorf("check asks %s, want GET gpu-1:8000/health?full=1", c.paths[0])
 		}
 		if c.logged() != "" {
-			t.Errorf("log %q, want nothing", c.logged())
+			c.Errorf("log %q, want nothing", c.logged())
 		}
 	})
 }
 
 func TestFallAndRiseAreCountedInARow(t *testing.T) {
-	examine(t, func(t *testing.T, c *clinic) {
+	examine(t, func(c *clinic) {
 		fail, pass := code(503), code(204)
 		began := c.status().Since
 		for i, step := range []struct {
@@ -173,30 +176,30 @@ func TestFallAndRiseAreCountedInARow(t *testing.T) {
 				synctest.Wait()
 			}
 			if s := c.status(); s.Healthy != step.healthy {
-				t.Fatalf("step %d: healthy %v, want %v", i, s.Healthy, step.healthy)
+				c.Fatalf("step %d: healthy %v, want %v", i, s.Healthy, step.healthy)
 			}
 		}
 		if s := c.status(); !s.Since.After(began) || s.LastError != "status 503" {
-			t.Errorf("status %+v, want a later since and status 503", s)
+			c.Errorf("status %+v, want a later since and status 503", s)
 		}
 		log := c.logged()
 		if n := strings.Count(log, "\n"); n != 2 {
-			t.Errorf("%d log lines for two changes:\n%s", n, log)
+			c.Errorf("%d log lines for two changes:\n%s", n, log)
 		}
 		for _, want := range []string{
 			`level=WARN msg="endpoint is down" endpoint=http://gpu-1:8000 path="/health?full=1" failures=3 reason="status 503"`,
 			`level=INFO msg="endpoint is up" endpoint=http://gpu-1:8000 path="/health?full=1" passes=2`,
 		} {
 			if !strings.Contains(log, want) {
-				t.Errorf("log lacks %q:\n%s", want, log)
+				c.Errorf("log lacks %q:\n%s", want, log)
 			}
 		}
 	})
 }
 
 func TestChecksKeepTheirIntervalWithJitter(t *testing.T) {
-	examine(t, func(t *testing.T, c *clinic) {
-		c.reply(func(w http.ResponseWriter, _ *http.Request) { time.Sleep(time.Second) })
+	examine(t, func(c *clinic) {
+		c.reply(func(http.ResponseWriter, *http.Request) { time.Sleep(time.Second) })
 		rounds(50)
 		var shortest, longest time.Duration = time.Hour, 0
 		for i := 1; i < len(c.checks); i++ {
@@ -204,10 +207,10 @@ func TestChecksKeepTheirIntervalWithJitter(t *testing.T) {
 			shortest, longest = min(shortest, d), max(longest, d)
 		}
 		if shortest < interval*9/10 || longest > interval*11/10 || longest-shortest < interval/20 {
-			t.Errorf("intervals from %v to %v, want within 10%% of %v and spread", shortest, longest, interval)
+			c.Errorf("intervals from %v to %v, want within 10%% of %v and spread", shortest, longest, interval)
 		}
 		if s := c.status(); !s.Healthy {
-			t.Errorf("status %+v, want healthy", s)
+			c.Errorf("status %+v, want healthy", s)
 		}
 	})
 }
@@ -218,23 +221,23 @@ func TestWhatCountsAsAFailure(t *testing.T) {
 		want  string // part of the reason; "" passes
 	}{
 		"299":              {code(299), ""},
-		"redirect":         {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", 302) }, "status 302"},
+		"redirect":         {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", http.StatusFound) }, "status 302"},
 		"404":              {code(404), "status 404"},
 		"silence":          {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "deadline exceeded"},
 		"body that stalls": {stall, "read body"},
 		"endless body":     {flood, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			examine(t, func(t *testing.T, c *clinic) {
+			examine(t, func(c *clinic) {
 				c.reply(tc.reply)
 				rounds(5)
 				s := c.status()
 				if s.Healthy != (tc.want == "") || !strings.Contains(s.LastError, tc.want) {
-					t.Errorf("status %+v, want reason %q", s, tc.want)
+					c.Errorf("status %+v, want reason %q", s, tc.want)
 				}
 				for _, p := range c.paths {
 					if strings.Contains(p, "other") {
-						t.Errorf("redirect followed: %s", p)
+						c.Errorf("redirect followed: %s", p)
 					}
 				}
 			})
@@ -257,61 +260,61 @@ func flood(w http.ResponseWriter, _ *http.Request) {
 }
 
 func TestVerdictSurvivesAReloadAndItsCheckIsNotDoubled(t *testing.T) {
-	examine(t, func(t *testing.T, c *clinic) {
+	examine(t, func(c *clinic) {
 		c.reply(code(500))
 		rounds(5)
 		down := c.status()
 		if down.Healthy {
-			t.Fatalf("status %+v, want down", down)
+			c.Fatalf("status %+v, want down", down)
 		}
 		other := *c.config
 		other.Name = "other" // a second pool with the same check
 		next, err := c.registry.Prepare(pools(c.config, &other))
 		if err != nil {
-			t.Fatal(err)
+			c.Fatal(err)
 		}
 		next.Commit()
 		c.set.Close()
 		c.set = next
 		for _, p := range c.registry.Status() {
 			if e := p.Endpoints[0]; e.Healthy || !e.Since.Equal(down.Since) {
-				t.Errorf("pool %s after reload: %+v, want down since %v", p.Name, e, down.Since)
+				c.Errorf("pool %s after reload: %+v, want down since %v", p.Name, e, down.Since)
 			}
 		}
-		if _, err := next.Pool("other").Do(t.Context(), get("/")); !errors.Is(err, ErrNoEndpoint) {
-			t.Errorf("Do: %v, want ErrNoEndpoint", err)
+		if _, err := next.Pool("other").Do(c.Context(), get("/")); !errors.Is(err, ErrNoEndpoint) {
+			c.Errorf("Do: %v, want ErrNoEndpoint", err)
 		}
 		before := c.count()
 		rounds(10)
 		if n := c.count() - before; n < 9 || n > 11 {
-			t.Errorf("%d checks in ten intervals, want about 10", n)
+			c.Errorf("%d checks in ten intervals, want about 10", n)
 		}
 	})
 }
 
 func TestChecksEndWithTheLastSetAndBeginAnew(t *testing.T) {
-	examine(t, func(t *testing.T, c *clinic) {
+	examine(t, func(c *clinic) {
 		waiting, err := c.registry.Prepare(pools(c.config)) // holds, does not run
 		if err != nil {
-			t.Fatal(err)
+			c.Fatal(err)
 		}
 		c.set.Close()
 		before := c.count()
 		rounds(3)
 		if n := c.count(); n != before {
-			t.Errorf("%d checks while no Set is committed, want 0", n-before)
+			c.Errorf("%d checks while no Set is committed, want 0", n-before)
 		}
 		waiting.Commit()
 		synctest.Wait()
 		if n := c.count(); n != before+1 {
-			t.Errorf("%d checks after Commit, want 1", n-before)
+			c.Errorf("%d checks after Commit, want 1", n-before)
 		}
 		c.set = waiting
 	})
 }
 
 func TestResultOfAStoppedCheckIsNoNews(t *testing.T) {
-	examine(t, func(t *testing.T, c *clinic) {
+	examine(t, func(c *clinic) {
 		c.reply(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 		for c.count() < 2 { // into a check under way
 			time.Sleep(time.Second)
@@ -321,7 +324,7 @@ func TestResultOfAStoppedCheckIsNoNews(t *testing.T) {
 		c.set.Close()
 		synctest.Wait()
 		if _, reason := checker.verdict(); reason != "" || !checker.up.Load() {
-			t.Errorf("reason %q after the check was aborted, want none", reason)
+			c.Errorf("reason %q after the check was aborted, want none", reason)
 		}
 	})
 }

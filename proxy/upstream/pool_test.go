@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -23,7 +24,7 @@ func TestPostIsSentToAnotherEndpointWhenDialIsRefused(t *testing.T) {
 		b, _ := io.ReadAll(r.Body)
 		body.Store(string(b))
 		w.Header().Set("X-Model", "tiny")
-		w.WriteHeader(201)
+		w.WriteHeader(http.StatusCreated)
 		io.WriteString(w, "done")
 	})
 	p := open(t, poolOf(refused(t), refused(t), alive.URL))
@@ -337,5 +338,38 @@ func TestInterimRepliesAreHandedOn(t *testing.T) {
 	resp := do(t, open(t, poolOf(url)), req)
 	if text(t, resp) != "ok" || len(got) != 8 || got[0] != "Early Hints </a>" {
 		t.Errorf("interim %q before %d, want 8 Early Hints </a> before 200", got, resp.Status)
+	}
+}
+
+// BenchmarkDo is the whole way to a server of the standard library and back.
+func BenchmarkDo(b *testing.B) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(w, r.Body)
+	}))
+	defer s.Close()
+	r := NewRegistry(Options{})
+	defer r.Close()
+	set, err := r.Prepare(pools(poolOf(s.URL)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer set.Close()
+	p := set.Pool("test")
+	for name, length := range map[string]int64{"get": 0, "post 1 KiB": 1 << 10} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				req := get("/v1/models")
+				if length > 0 {
+					req.Method, req.Length, req.Body = "POST", length, zeros{}
+				}
+				resp, err := p.Do(b.Context(), req)
+				if err != nil {
+					b.Fatal(err)
+				}
+				io.Copy(io.Discard, resp)
+				resp.Close()
+			}
+		})
 	}
 }

@@ -41,7 +41,7 @@ func TestReplyIsReadAsItArrives(t *testing.T) {
 		}
 		next <- struct{}{}
 	}
-	if n, err := resp.Read(buf); n != 0 || err != io.EOF {
+	if n, err := resp.Read(buf); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("read %d, %v; want io.EOF", n, err)
 	}
 }
@@ -198,7 +198,7 @@ func TestUploadGoesOnAfterTheReplyBegan(t *testing.T) {
 		}
 	}
 	pw.Close()
-	if _, err := resp.Read(buf); err != io.EOF {
+	if _, err := resp.Read(buf); !errors.Is(err, io.EOF) {
 		t.Errorf("end of echo: %v, want io.EOF", err)
 	}
 }

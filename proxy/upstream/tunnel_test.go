@@ -3,6 +3,7 @@ package upstream
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -26,7 +27,7 @@ func echo(t *testing.T) (url string, left chan struct{}) {
 	return url, left
 }
 
-func tunnelTo(t *testing.T, ctx context.Context, url string) (*Response, io.ReadWriteCloser) {
+func tunnelTo(ctx context.Context, t *testing.T, url string) (*Response, io.ReadWriteCloser) {
 	t.Helper()
 	req := get("/ws")
 	req.Upgrade = true
@@ -51,8 +52,8 @@ func expect(t *testing.T, r io.Reader, want string) {
 
 func TestTunnelKeepsWhatFollowsTheHandshakeAndHalfCloses(t *testing.T) {
 	url, _ := echo(t)
-	resp, tunnel := tunnelTo(t, t.Context(), url)
-	if _, err := resp.Read(make([]byte, 1)); err != io.EOF {
+	resp, tunnel := tunnelTo(t.Context(), t, url)
+	if _, err := resp.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("Read of a 101: %v, want io.EOF", err)
 	}
 	expect(t, tunnel, "early")
@@ -69,7 +70,7 @@ func TestTunnelKeepsWhatFollowsTheHandshakeAndHalfCloses(t *testing.T) {
 func TestEndOfContextClosesATunnel(t *testing.T) {
 	url, left := echo(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	_, tunnel := tunnelTo(t, ctx, url)
+	_, tunnel := tunnelTo(ctx, t, url)
 	expect(t, tunnel, "early")
 	cancel()
 	within(t, prompt, "endpoint sees the client leave", left)
@@ -77,7 +78,7 @@ func TestEndOfContextClosesATunnel(t *testing.T) {
 
 func TestCloseOfTheResponseClosesATunnel(t *testing.T) {
 	url, left := echo(t)
-	resp, _ := tunnelTo(t, t.Context(), url)
+	resp, _ := tunnelTo(t.Context(), t, url)
 	resp.Close()
 	within(t, prompt, "endpoint sees the client leave", left)
 }
