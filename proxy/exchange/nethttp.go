@@ -26,7 +26,9 @@ import (
 // net/http answers OPTIONS * itself.
 //
 // net/http keeps the order of fields of one name only; others come sorted by
-// name. Its exchanges are not pooled: a Transport may still read the body of a
+// name. It sends what is left in its buffers, and the last chunk, after the
+// handler returned, so that OnEnd functions run shortly before; a client that
+// does not read holds the goroutine for 5 s more over TLS. Its exchanges are not pooled: a Transport may still read the body of a
 // request when its handler has long returned.
 func ToHTTP(h Handler, conn func(*http.Request) *Conn) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -148,7 +148,7 @@ func testInterrupt(t *testing.T, start Start) {
 			t.Errorf("read: %v, want ErrInterrupted", err)
 		}
 		write(t, e, " world")
-		stays(t, ctx)
+		stays(ctx, t)
 	})
 	body, client := io.Pipe()
 	defer func() { _ = client.Close() }()
@@ -188,7 +188,7 @@ func testInterrupt(t *testing.T, start Start) {
 }
 
 // stays checks that the client is not taken for gone, nor a little later.
-func stays(t *testing.T, ctx context.Context) {
+func stays(ctx context.Context, t *testing.T) {
 	t.Helper()
 	select {
 	case <-ctx.Done():
@@ -218,8 +218,8 @@ func testClientLeaves(t *testing.T, start Start) {
 	s := serve(t, start, func(e *exchange.Exchange) {
 		e.SetReadTimeout(30 * time.Millisecond) // ends with the body
 		readAll(t, e)
-		stays(t, e.Context())
-		stays(t, e.Context())
+		stays(e.Context(), t)
+		stays(e.Context(), t)
 		if e.Path == "/begun" {
 			write(t, e, "hello")
 		}
@@ -275,7 +275,7 @@ func testReadTimeout(t *testing.T, start Start) {
 		e.SetReadTimeout(100 * time.Millisecond)
 		b, err := io.ReadAll(e)
 		expect(t, "body", string(b), "hel")
-		stays(t, ctx)
+		stays(ctx, t)
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("read of a silent body: %v, want a deadline exceeded", err)
 		}
