@@ -44,7 +44,7 @@ var walls = map[string][]string{
 	"github.com/caddyserver/certmagic":  {"tlsmgr", "tlsmgr/store", "tlsmgr/dns"},
 	"github.com/libdns":                 {"tlsmgr/dns"},
 	"github.com/miekg/dns":              {"tlsmgr/dns"},
-	"github.com/aws/aws-sdk-go-v2":      {"tlsmgr/store"},
+	"github.com/aws/aws-sdk-go-v2":      {"tlsmgr/store", "tlsmgr/dns"},
 	"github.com/aws/smithy-go":          {"tlsmgr/store"},
 	"golang.org/x/net/http2":            {"proxy", "proxy/http2"},
 	"golang.org/x/net/publicsuffix":     {"hostname"},
@@ -190,7 +190,8 @@ func TestEveryPackageSaysWhatItIs(t *testing.T) {
 }
 
 // A file or function over budget is a missing idea; an exception is a comment
-// "over budget: reason" on the function.
+// "over budget: reason" on the function. The test kit counts as tests, but keeps
+// to the same budgets.
 func TestBudgets(t *testing.T) {
 	code, tests := 0, 0
 	for _, s := range sources(t) {
@@ -198,7 +199,11 @@ func TestBudgets(t *testing.T) {
 			tests += s.lines
 			continue
 		}
-		code += s.lines
+		if slices.Contains(kit, s.pkg) {
+			tests += s.lines
+		} else {
+			code += s.lines
+		}
 		if s.lines > maxFileLines {
 			t.Errorf("%s has %d lines, want at most %d", s.path, s.lines, maxFileLines)
 		}
