@@ -13,11 +13,10 @@ type driver interface {
 	get(ctx context.Context, key string) ([]byte, Version, error)
 
 	// put writes value at key and returns its version. Under a condition that
-	// does not hold it changes nothing and returns ErrConflict; any other
-	// error leaves open whether the write happened. retried reports that the
-	// request was sent more than once, so that the conflict may be with
-	// ourselves.
-	put(ctx context.Context, key string, value []byte, cond condition) (v Version, retried bool, err error)
+	// does not hold it changes nothing and returns ErrConflict. With an error,
+	// unclear reports that the write may have happened nevertheless: a reply
+	// was lost, or the request was sent again and conflicts with itself.
+	put(ctx context.Context, key string, value []byte, cond condition) (v Version, unclear bool, err error)
 
 	// remove deletes the object at key; a missing one is no error.
 	remove(ctx context.Context, key string) error
@@ -91,8 +90,8 @@ func (c *capped) put(ctx context.Context, key string, value []byte, cond conditi
 		return "", false, err
 	}
 	defer leave()
-	v, retried, err := c.driver.put(bounded, key, value, cond)
-	return v, retried, ended(ctx, err)
+	v, unclear, err := c.driver.put(bounded, key, value, cond)
+	return v, unclear, ended(ctx, err)
 }
 
 func (c *capped) remove(ctx context.Context, key string) error {

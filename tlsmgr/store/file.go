@@ -151,7 +151,7 @@ func (d *fileDriver) put(ctx context.Context, key string, value []byte, cond con
 		}
 	}
 	if err := replace(root, key, value); err != nil {
-		return "", false, d.explain(err)
+		return "", true, d.explain(err)
 	}
 	return digest(value), false, nil
 }
@@ -182,6 +182,9 @@ func rename(root *os.Root, key string) error {
 	_, err := root.Lstat(dir)
 	fresh := errors.Is(err, fs.ErrNotExist)
 	if err := root.MkdirAll(dir, dirMode); err != nil {
+		if errors.Is(err, fs.ErrExist) { // but is a file
+			return syscall.ENOTDIR
+		}
 		return err
 	}
 	if err := root.Rename(incomingFile, key); err != nil {
@@ -420,7 +423,13 @@ func walkDir(ctx context.Context, root *os.Root, dir string, visit func(e fs.Dir
 }
 
 func readDir(root *os.Root, dir string) ([]fs.DirEntry, error) {
-	f, err := root.Open(cmp.Or(dir, "."))
+	dir = cmp.Or(dir, ".")
+	if info, err := root.Lstat(dir); err != nil {
+		return nil, err
+	} else if !info.IsDir() { // nor do links to directories lead anywhere
+		return nil, fs.ErrNotExist
+	}
+	f, err := root.Open(dir)
 	if err != nil {
 		return nil, err
 	}

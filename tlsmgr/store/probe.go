@@ -51,6 +51,12 @@ func (s *Store) Probe(ctx context.Context) error {
 
 func (s *Store) probe(ctx context.Context) (err error) {
 	key := probeDir + "/" + rand.Text() // replicas that start together do not meet
+	// Four different values, so that none is taken for a write that succeeded
+	// after all.
+	first, err := s.Swap(ctx, key, []byte("edge probe 1\n"), "")
+	if err != nil {
+		return err
+	}
 	defer func() {
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeCleanup)
 		defer cancel()
@@ -61,12 +67,6 @@ func (s *Store) probe(ctx context.Context) (err error) {
 			s.log.LogAttrs(ctx, slog.LevelWarn, "probe object left behind", slog.String("key", key), slog.Any("err", gone))
 		}
 	}()
-	// Four different values, so that none is taken for a write that succeeded
-	// after all.
-	first, err := s.Swap(ctx, key, []byte("edge probe 1\n"), "")
-	if err != nil {
-		return err
-	}
 	_, err = s.Swap(ctx, key, []byte("edge probe 2\n"), "")
 	if err := mustConflict(err, "it overwrites an object that must not exist yet, ignoring If-None-Match"); err != nil {
 		return err

@@ -27,7 +27,7 @@ import (
 // Bounds of one request to S3; requestTimeout bounds all its attempts.
 const (
 	s3Attempts       = 3
-	s3MaxBackoff     = 3 * time.Second
+	s3MaxBackoff     = time.Second
 	s3AttemptTimeout = 15 * time.Second
 	s3DialTimeout    = 5 * time.Second
 	s3MaxPrefix      = 400 // with MaxKey below the 1024 bytes of a key in S3
@@ -232,10 +232,11 @@ func (d *s3Driver) put(ctx context.Context, key string, value []byte, cond condi
 	out, err := client.PutObject(context.WithValue(ctx, sentKey{}, &sent), in)
 	if err != nil {
 		err = d.explain(err)
+		unclear := sent.Load() > 1 || !isRefusal(err)
 		if cond != (condition{}) && isConflict(err) {
 			err = ErrConflict
 		}
-		return "", sent.Load() > 1, err
+		return "", unclear, err
 	}
 	if out.ETag == nil {
 		return "", false, &fault{message: fmt.Sprintf("bucket %q answers writes without an ETag", d.bucket), hint: "edge needs a storage with conditional writes"}

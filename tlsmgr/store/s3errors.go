@@ -90,6 +90,12 @@ func isConflict(err error) bool {
 	return ok && (f.status == http.StatusPreconditionFailed || f.status == http.StatusConflict || errors.Is(f, fs.ErrNotExist))
 }
 
+// isRefusal reports whether the server answered that it did not do it.
+func isRefusal(err error) bool {
+	f, ok := errors.AsType[*responseError](err)
+	return ok && f.status < http.StatusInternalServerError
+}
+
 func ignoreMissing(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -33,7 +33,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -206,8 +205,8 @@ func (s *Store) Swap(ctx context.Context, key string, value []byte, old Version)
 }
 
 func swap(ctx context.Context, d driver, key string, value []byte, old Version) (Version, error) {
-	v, retried, err := d.put(ctx, key, value, condition{absent: old == "", match: old})
-	if err == nil || ctx.Err() != nil || errors.Is(err, ErrConflict) && !retried {
+	v, unclear, err := d.put(ctx, key, value, condition{absent: old == "", match: old})
+	if err == nil || !unclear || ctx.Err() != nil {
 		return v, err
 	}
 	found, v, getErr := d.get(ctx, key)
