@@ -142,6 +142,14 @@ func clean(e *exchange.Exchange) {
 	}
 }
 
+// cleanTrailer removes what admit would not let through as a field of the head:
+// many applications merge the two.
+func cleanTrailer(f exchange.Fields) exchange.Fields {
+	return slices.DeleteFunc(f, func(f exchange.Field) bool {
+		return isHopByHop(f.Name) || vouched(f.Name) || pretends(f.Name) || strings.EqualFold(f.Name, fieldRequestID)
+	})
+}
+
 // connectionNamed returns the fields that Connection declares to be hop-by-hop.
 func connectionNamed(fields exchange.Fields) []string {
 	var names []string

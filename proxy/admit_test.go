@@ -58,6 +58,7 @@ func TestForwardedFieldsAreTheTruth(t *testing.T) {
 		return echo(t, e.client(t, protocol), req), e.record(t), e
 	}
 	bothProtocols(t, func(t *testing.T, protocol string) {
+		t.Helper()
 		t.Run("from a stranger", func(t *testing.T) {
 			seen, r, _ := send(t, protocol, false, spoof)
 			for name, want := range map[string][]string{
@@ -184,7 +185,7 @@ func TestOddRequestsOnHTTP2AreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e, m := startModel(t, modelserver.Script{})
-			h2 := e.h2(t, "a.example.com")
+			h2 := e.h2(t)
 			h2.headers(t, 1, true, c.fields...)
 			got := h2.status(t, 1)
 			if got != c.want && (c.want == "200" || got != "reset") { // refusing by reset is as good
@@ -216,7 +217,7 @@ func TestAbsoluteTargetIsForwardedInOriginForm(t *testing.T) {
 	c := e.raw(t)
 	c.send(t, "GET https://a.example.com/echo?x=1;y HTTP/1.1\r\nHost: ignored.example.com\r\n\r\n")
 	resp, body := c.response(t, "GET")
-	if resp.StatusCode != 200 || !strings.Contains(body, `"target":"/echo?x=1;y"`) || !strings.Contains(body, `"host":"a.example.com"`) {
+	if resp.StatusCode != http.StatusOK || !strings.Contains(body, `"target":"/echo?x=1;y"`) || !strings.Contains(body, `"host":"a.example.com"`) {
 		t.Errorf("got %d %s", resp.StatusCode, body)
 	}
 }
@@ -232,7 +233,7 @@ func TestContinueIsAnsweredAtTheFront(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.send(t, "body")
-	if resp, body := c.response(t, "POST"); resp.StatusCode != 200 || strings.Contains(body, "Expect") {
+	if resp, body := c.response(t, "POST"); resp.StatusCode != http.StatusOK || strings.Contains(body, "Expect") {
 		t.Errorf("got %d %s", resp.StatusCode, body)
 	}
 	if m.Count() != 1 {
@@ -243,6 +244,7 @@ func TestContinueIsAnsweredAtTheFront(t *testing.T) {
 func TestTooManyFieldsAre431(t *testing.T) {
 	e, m := startModel(t, modelserver.Script{}, func(cfg *config.Config) { cfg.Routes[0].Limits.Headers = 8 << 10 })
 	bothProtocols(t, func(t *testing.T, protocol string) {
+		t.Helper()
 		c := e.client(t, protocol)
 		many := request(t, "GET", "https://a.example.com/echo", "")
 		for i := range 250 {

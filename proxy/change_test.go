@@ -115,7 +115,7 @@ func TestReloadLosesNoRequest(t *testing.T) {
 					if err == nil {
 						_, err = io.Copy(io.Discard, resp.Body)
 						_ = resp.Body.Close()
-						if err == nil && resp.StatusCode != 200 {
+						if err == nil && resp.StatusCode != http.StatusOK {
 							err = fmt.Errorf("got %d", resp.StatusCode)
 						}
 					}

@@ -76,7 +76,7 @@ func outgoing(e *exchange.Exchange, up *upload, t config.Timeouts) *upstream.Req
 		req.Body = up
 		req.Interrupt = e.Interrupt
 		if dialect.IsGRPC(e.Header.Get("content-type")) {
-			req.Trailer = e.Trailer
+			req.Trailer = func() exchange.Fields { return cleanTrailer(e.Trailer()) }
 		}
 	}
 	return req

@@ -22,9 +22,9 @@ type h2conn struct {
 	dec   *hpack.Decoder
 }
 
-func (e *edge) h2(tb testing.TB, serverName string) *h2conn {
+func (e *edge) h2(tb testing.TB) *h2conn {
 	tb.Helper()
-	conn, err := tls.Dial("tcp", e.addr, clientTLS(serverName, http2.NextProtoTLS))
+	conn, err := tls.Dial("tcp", e.addr, clientTLS("a.example.com", http2.NextProtoTLS))
 	if err != nil {
 		tb.Fatal(err)
 	}

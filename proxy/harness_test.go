@@ -194,7 +194,7 @@ func startBackend(tb testing.TB, h http.HandlerFunc, mod ...func(*config.Config)
 
 // startRaw runs a proxy in front of a backend that does as serve says with each
 // connection, which is closed afterwards.
-func startRaw(tb testing.TB, serve func(c net.Conn, r *bufio.Reader), mod ...func(*config.Config)) *edge {
+func startRaw(tb testing.TB, serve func(c net.Conn, r *bufio.Reader)) *edge {
 	tb.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -218,11 +218,7 @@ func startRaw(tb testing.TB, serve func(c net.Conn, r *bufio.Reader), mod ...fun
 		_ = ln.Close()
 		running.Wait()
 	})
-	cfg := onePool("http://" + ln.Addr().String())
-	for _, f := range mod {
-		f(cfg)
-	}
-	return start(tb, cfg)
+	return start(tb, onePool("http://"+ln.Addr().String()))
 }
 
 // client speaks one protocol ("h1" or "h2") to e, whatever the URL's host is.

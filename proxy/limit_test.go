@@ -23,6 +23,7 @@ func route(f func(*config.Route)) func(*config.Config) {
 func TestBodyAboveTheLimitIs413(t *testing.T) {
 	e, m := startModel(t, modelserver.Script{}, route(func(r *config.Route) { r.Limits.Body = 1000 }))
 	bothProtocols(t, func(t *testing.T, protocol string) {
+		t.Helper()
 		c := e.client(t, protocol)
 		for _, length := range []int64{1001, -1} {
 			req := request(t, "POST", "https://a.example.com/echo", strings.Repeat("x", 1001))
@@ -66,6 +67,7 @@ func TestConnectionEndsBehindABodyThatIsTooLarge(t *testing.T) {
 func TestBackendThatDoesNotAnswerIs504(t *testing.T) {
 	e, _ := startModel(t, modelserver.Script{Hang: true}, route(func(r *config.Route) { r.Timeouts.FirstByte = 50 * time.Millisecond }))
 	bothProtocols(t, func(t *testing.T, protocol string) {
+		t.Helper()
 		resp, body := do(t, e.client(t, protocol), request(t, "POST", chat, "{}"))
 		if resp.StatusCode != http.StatusGatewayTimeout || !strings.Contains(body, `"code":"upstream_timeout"`) {
 			t.Errorf("got %d %s, want 504 upstream_timeout", resp.StatusCode, body)
@@ -79,6 +81,7 @@ func TestBackendThatDoesNotAnswerIs504(t *testing.T) {
 func TestSilentStreamIsBrokenOff(t *testing.T) {
 	e, m := startModel(t, modelserver.Script{Gate: true}, route(func(r *config.Route) { r.Timeouts.StreamIdle = 100 * time.Millisecond }))
 	bothProtocols(t, func(t *testing.T, protocol string) {
+		t.Helper()
 		resp := stream(t, e.client(t, protocol))
 		if body, err := io.ReadAll(resp.Body); err == nil || len(body) == 0 {
 			t.Errorf("got %q, %v, want some and then an error", body, err)
@@ -100,6 +103,7 @@ func TestStreamThatKeepsTalkingIsNotCut(t *testing.T) {
 			r.Timeouts = config.Timeouts{FirstByte: 300 * time.Millisecond, StreamIdle: 300 * time.Millisecond, BodyIdle: 300 * time.Millisecond}
 		}))
 	bothProtocols(t, func(t *testing.T, protocol string) {
+		t.Helper()
 		resp := stream(t, e.client(t, protocol))
 		if body, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(body), "[DONE]") {
 			t.Errorf("got %q, %v, want all of it", body, err)
@@ -121,7 +125,7 @@ func TestClientThatStopsSendingIs408(t *testing.T) {
 		c.closed(t)
 	})
 	t.Run("h2", func(t *testing.T) {
-		c := e.h2(t, "a.example.com")
+		c := e.h2(t)
 		c.headers(t, 1, false, ":method", "POST", ":scheme", "https", ":path", "/echo", ":authority", "a.example.com", "content-length", "10")
 		if err := c.WriteData(1, false, []byte("half")); err != nil {
 			t.Fatal(err)
@@ -140,6 +144,7 @@ func TestClientThatStopsSendingIs408(t *testing.T) {
 func TestTotalTimeIsBoundedOnlyWhenAsked(t *testing.T) {
 	e, m := startModel(t, modelserver.Script{Hang: true}, route(func(r *config.Route) { r.Timeouts.Request = 100 * time.Millisecond }))
 	bothProtocols(t, func(t *testing.T, protocol string) {
+		t.Helper()
 		m.SetScript(modelserver.Script{Hang: true})
 		resp, body := do(t, e.client(t, protocol), request(t, "POST", chat, "{}"))
 		if resp.StatusCode != http.StatusGatewayTimeout || !strings.Contains(body, "total_timeout") {
@@ -159,7 +164,7 @@ func TestTotalTimeIsBoundedOnlyWhenAsked(t *testing.T) {
 }
 
 func TestClientThatDoesNotReadIsGivenUp(t *testing.T) {
-	e := startBackend(t, func(w http.ResponseWriter, r *http.Request) {
+	e := startBackend(t, func(w http.ResponseWriter, _ *http.Request) {
 		piece := make([]byte, 1<<20)
 		for {
 			if _, err := w.Write(piece); err != nil {
@@ -174,7 +179,7 @@ func TestClientThatDoesNotReadIsGivenUp(t *testing.T) {
 		},
 		"h2": func(t *testing.T) {
 			t.Helper()
-			e.h2(t, "a.example.com").headers(t, 1, true, ":method", "GET", ":scheme", "https", ":path", "/", ":authority", "a.example.com")
+			e.h2(t).headers(t, 1, true, ":method", "GET", ":scheme", "https", ":path", "/", ":authority", "a.example.com")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -204,7 +209,7 @@ func TestProtocolsOfAListenerAreAllThereIs(t *testing.T) {
 		e, _ := startModel(t, modelserver.Script{}, func(cfg *config.Config) {
 			cfg.Listeners["https"].Protocols = []config.Protocol{only}
 		})
-		if resp, body := do(t, e.client(t, string(only)), request(t, "GET", "https://a.example.com/echo", "")); resp.StatusCode != 200 {
+		if resp, body := do(t, e.client(t, string(only)), request(t, "GET", "https://a.example.com/echo", "")); resp.StatusCode != http.StatusOK {
 			t.Errorf("%s only: got %d %s on it", only, resp.StatusCode, body)
 		}
 		if only == config.H1 {

@@ -13,12 +13,11 @@
 //
 // # The way of a request
 //
-//	socket → front (TLS, net/http) → Server.serve: admit, table → the route's stack → upstream.Pool
+//	socket → front (TLS, net/http) → dispatch: admit, table → the route's layers → upstream.Pool
 //
 // A socket is a bound address and outlives configurations. A table is one
 // configuration and is immutable; a request keeps the one it started with. The
-// layers of a route are one list in stack.go, with the reason for the place of
-// each. Every error that a client sees is made by fail.
+// layers are listed in stack.go, with the reason for the place of each. Every error that a client sees is made by fail.
 //
 // # What is refused
 //
@@ -54,7 +53,6 @@ type Server struct {
 	registry   *upstream.Registry
 	handler    http.Handler // of TLS fronts
 	redirector http.Handler // of redirect fronts
-	refuse     exchange.Handler
 
 	table    atomic.Pointer[table]
 	active   atomic.Int64  // exchanges that have not ended
@@ -117,8 +115,7 @@ func New(o Options) *Server {
 	s.drain, s.draining = context.WithCancel(context.Background())
 	s.registry = upstream.NewRegistry(upstream.Options{Logger: s.log, Dial: o.Dial})
 	s.table.Store(&table{})
-	s.refuse = s.refusal()
-	s.handler = exchange.ToHTTP(s.serve, connOf)
+	s.handler = exchange.ToHTTP(s.entry(), connOf)
 	s.redirector = exchange.ToHTTP(s.redirects(), connOf)
 	if o.HTTP01 != nil {
 		s.redirector = o.HTTP01(s.redirector)
@@ -126,14 +123,12 @@ func New(o Options) *Server {
 	return s
 }
 
-// serve takes a request to its route, or refuses it. It is the handler of every
-// TLS front.
-func (s *Server) serve(e *exchange.Exchange) {
+// dispatch takes a request to its route, or refuses it.
+func (s *Server) dispatch(e *exchange.Exchange) {
 	t := s.table.Load().sites[e.Conn.Listener]
 	r, reason := s.decide(t, e)
 	if reason != "" {
-		e.Reason = string(reason)
-		s.refuse(e)
+		fail(e, reason, nil)
 		return
 	}
 	e.Route, e.Pool = r.config.Name, r.config.Pool

@@ -39,6 +39,7 @@ func TestRequestIsRoutedByHostAndPath(t *testing.T) {
 		&config.Route{Hosts: []string{"*.models.example.com"}, Pool: "two"},
 	))
 	bothProtocols(t, func(t *testing.T, protocol string) {
+		t.Helper()
 		c := e.client(t, protocol)
 		for url, want := range map[string]string{
 			"https://a.example.com/echo":             "one",
@@ -138,6 +139,7 @@ func TestHostMustBeTheConnections(t *testing.T) {
 		{"", "a.example.com", 421},
 	} {
 		bothProtocols(t, func(t *testing.T, protocol string) {
+			t.Helper()
 			client := e.client(t, protocol)
 			tr := client.Transport.(*http.Transport)
 			tr.TLSClientConfig.ServerName = c.serverName
@@ -160,7 +162,7 @@ func TestHostMustBeTheConnections(t *testing.T) {
 func TestCoalescedRequestOnOneHTTP2ConnectionIsMisdirected(t *testing.T) {
 	m := modelserver.New(t, modelserver.Options{})
 	e := start(t, settings(map[string][]string{"p": {m.URL}}, &config.Route{Hosts: []string{"a.example.com", "b.example.com"}}))
-	c := e.h2(t, "a.example.com")
+	c := e.h2(t)
 	for i, want := range []struct{ host, status string }{{"a.example.com", "200"}, {"b.example.com", "421"}, {"a.example.com", "200"}} {
 		c.headers(t, uint32(2*i+1), true, ":method", "GET", ":scheme", "https", ":path", "/echo", ":authority", want.host)
 		if got := c.status(t, uint32(2*i+1)); got != want.status {
@@ -214,5 +216,35 @@ func TestResumptionDoesNotOpenAnotherPolicy(t *testing.T) {
 	}
 	if status, _ := get("b.example.com", "b.example.com"); status != 0 {
 		t.Errorf("TLS 1.2 ticket of a towards b: got %d, want a failed handshake", status)
+	}
+}
+
+// TestPanicIs500AndLogged panics where foreign code runs while a request is
+// judged.
+func TestPanicIs500AndLogged(t *testing.T) {
+	var log strings.Builder
+	m := modelserver.New(t, modelserver.Options{})
+	e := start(t, settings(map[string][]string{"p": {m.URL}}, &config.Route{Hosts: []string{"a.example.com", "b.example.com"}}),
+		func(o *proxy.Options) {
+			o.Same = func(string, string) bool { panic("on purpose") }
+			o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		})
+	c := e.client(t, "h2")
+	c.Transport.(*http.Transport).TLSClientConfig.ServerName = "a.example.com"
+	resp, body := do(t, c, request(t, "POST", "https://b.example.com/v1/chat/completions", "{}"))
+	if resp.StatusCode != http.StatusInternalServerError || !strings.Contains(body, `"code":"internal"`) || strings.Contains(body, "on purpose") {
+		t.Errorf("got %d %s, want a 500 that tells nothing", resp.StatusCode, body)
+	}
+	if r := e.record(t); r.Reason != proxy.Internal || r.Err == nil {
+		t.Errorf("got record %+v", r)
+	}
+	if err := e.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := log.String(); !strings.Contains(got, "on purpose") || !strings.Contains(got, "conn.go") {
+		t.Errorf("got log %q, want the panic and its stack", got)
+	}
+	if m.Count() != 0 {
+		t.Errorf("%d requests reached the backend", m.Count())
 	}
 }

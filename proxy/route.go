@@ -16,6 +16,6 @@ type route struct {
 
 func (s *Server) newRoute(c *config.Route, pool *upstream.Pool) *route {
 	r := &route{config: c, pool: pool}
-	r.handle = s.layers(r)
+	r.handle = layers(s, r)
 	return r
 }

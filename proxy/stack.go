@@ -10,25 +10,24 @@ import (
 	"edge/proxy/exchange"
 )
 
-// layers is what a request passes on its way to r's pool, outermost first.
-// A layer does nothing after next returned: a reply that was handed on
-// (exchange.Exchange.Detach) is still under way then. The order:
-func (s *Server) layers(r *route) exchange.Handler {
+// The layers that a request passes, outermost first. A layer does nothing after
+// next returned: a reply that was handed on (exchange.Exchange.Detach) is still
+// under way then. The reasons for the order stand behind each.
+
+// entry is what every request on a TLS listener passes, refused ones too.
+func (s *Server) entry() exchange.Handler {
 	return stack(
-		observe(s),  // first, so that the Record sees whatever the others do
-		rescue(s),   // outside of all that can panic, inside of what reports it
-		deadline(r), // before the body is touched: each wait for the client is bounded
-		limit(r),    // last before forward: what is too large never takes an endpoint's slot
-	)(forward(s, r))
+		observe(s), // first, so that there is one Record whatever the others do
+		rescue(s),  // around everything that can panic, inside of what reports it
+	)(s.dispatch) // admits the request and finds its route, whose layers are:
 }
 
-// refusal ends requests that have no route. The reason is in the exchange. They
-// pass the same outer layers, so that each leaves a Record.
-func (s *Server) refusal() exchange.Handler {
+// layers is what the requests of r pass between dispatch and its pool.
+func layers(s *Server, r *route) exchange.Handler {
 	return stack(
-		observe(s),
-		rescue(s),
-	)(func(e *exchange.Exchange) { fail(e, Reason(e.Reason), nil) })
+		deadline(r), // before anything touches the body: each wait for the client is bounded
+		limit(r),    // last before forward: what is too large never takes an endpoint's slot
+	)(forward(s, r))
 }
 
 // stack nests layers, the first outermost.

@@ -22,11 +22,12 @@ const handshake = "GET /ws HTTP/1.1\r\nHost: a.example.com\r\nConnection: keep-a
 func (e *edge) upgrade(tb testing.TB, early ...modelserver.Frame) *raw {
 	tb.Helper()
 	c := e.raw(tb)
-	out := handshake
+	var out strings.Builder
+	out.WriteString(handshake)
 	for _, f := range early {
-		out += string(f.Bytes(true))
+		out.WriteString(string(f.Bytes(true)))
 	}
-	c.send(tb, out)
+	c.send(tb, out.String())
 	resp, err := http.ReadResponse(c.r, nil)
 	if err != nil {
 		tb.Fatal(err)
@@ -170,7 +171,7 @@ func TestOnlyWebsocketsAreUpgraded(t *testing.T) {
 		c := e.raw(t)
 		c.send(t, head+"Host: a.example.com\r\n\r\n")
 		resp, body := c.response(t, "GET")
-		if resp.StatusCode != 200 || strings.Contains(body, "Upgrade") || strings.Contains(body, "Http2") {
+		if resp.StatusCode != http.StatusOK || strings.Contains(body, "Upgrade") || strings.Contains(body, "Http2") {
 			t.Errorf("%s: got %d %s, want an ordinary request", name, resp.StatusCode, body)
 		}
 	}
@@ -183,6 +184,7 @@ func TestUninvitedUpgradeIsLost(t *testing.T) {
 		}
 	})
 	bothProtocols(t, func(t *testing.T, protocol string) {
+		t.Helper()
 		resp, body := do(t, e.client(t, protocol), request(t, "GET", "https://a.example.com/", ""))
 		if resp.StatusCode != http.StatusBadGateway {
 			t.Errorf("got %d %s, want 502", resp.StatusCode, body)
