@@ -257,7 +257,7 @@ func TestNothingAssignsToPackageVariables(t *testing.T) {
 			if !ok || !vars[s.pkg][id.Name] {
 				return
 			}
-			if unresolved[id] || s.ast.Scope.Lookup(id.Name) != nil && id.Obj == s.ast.Scope.Lookup(id.Name) { //nolint:staticcheck // file scope is all this needs
+			if unresolved[id] || s.ast.Scope.Lookup(id.Name) != nil && id.Obj == s.ast.Scope.Lookup(id.Name) {
 				t.Errorf("%s: assigns to the package variable %s", s.fset.Position(id.Pos()), id.Name)
 			}
 		}

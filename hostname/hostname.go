@@ -88,18 +88,19 @@ func FromHost(host string) (string, bool) {
 		}
 		host = host[:colon]
 	}
-	host = strings.TrimSuffix(host, ".")
-	if host == "" || len(host) > maxName {
+	return lower(strings.TrimSuffix(host, "."))
+}
+
+// lower checks the characters and labels of an ASCII name and lower-cases it.
+func lower(name string) (string, bool) {
+	if name == "" || len(name) > maxName {
 		return "", false
 	}
-	upper := false
-	label := 0
-	for i := range len(host) {
-		switch c := host[i]; {
-		case c == '.':
-			if label == 0 {
-				return "", false
-			}
+	upper, label := false, 0
+	for i := range len(name) {
+		c := name[i]
+		switch {
+		case c == '.' && label > 0:
 			label = -1
 		case 'A' <= c && c <= 'Z':
 			upper = true
@@ -112,9 +113,9 @@ func FromHost(host string) (string, bool) {
 		}
 	}
 	if upper {
-		host = strings.ToLower(host)
+		name = strings.ToLower(name)
 	}
-	return host, true
+	return name, true
 }
 
 // validPort accepts "" and ":" followed by digits (RFC 3986 section 3.2.3).

@@ -110,17 +110,21 @@ func TestATroubledIssuanceIsOneLineAndServingGoesOn(t *testing.T) {
 	}{
 		{
 			"wrong TSIG key", func(*world) settings { return settings{tsig: "env:EDGE_TEST_WRONG"} },
-			func(*world) {}, []string{"EDGE_TEST_WRONG=d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc="}, []string{"key"},
+			func(*world) {},
+			[]string{"EDGE_TEST_WRONG=d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmc="},
+			[]string{"key"},
 		},
 		{
 			"unreachable CA", func(*world) settings { return settings{} },
-			func(w *world) { w.lab.CA.SetDown(true) }, nil, []string{"directory"},
+			func(w *world) { w.lab.CA.SetDown(true) }, nil,
+			[]string{"directory"},
 		},
 		{
 			"DNS server that does not answer", func(*world) settings { return settings{} },
 			func(w *world) {
-				w.lab.DNS.SetFault(func(q acmelab.Query) (int, bool) { return 2, true }) // SERVFAIL
-			}, nil, []string{"SERVFAIL"},
+				w.lab.DNS.SetFault(func(acmelab.Query) (int, bool) { return 2, true }) // SERVFAIL
+			}, nil,
+			[]string{"SERVFAIL"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

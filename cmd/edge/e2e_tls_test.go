@@ -75,9 +75,9 @@ func TestASessionIsNotResumedUnderAnotherPolicy(t *testing.T) {
 	_, addr := w.start(w.config("a", w.policies()))
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		cache := oneSession{ClientSessionCache: tls.NewLRUClientSessionCache(1)}
-		connect := func(name string, max uint16) (tls.ConnectionState, error) {
+		connect := func(name string, newest uint16) (tls.ConnectionState, error) {
 			conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", addr, &tls.Config{
-				RootCAs: w.roots, ServerName: name, ClientSessionCache: cache, MaxVersion: max, NextProtos: []string{"http/1.1"},
+				RootCAs: w.roots, ServerName: name, ClientSessionCache: cache, MaxVersion: newest, NextProtos: []string{"http/1.1"},
 			})
 			if err != nil {
 				return tls.ConnectionState{}, err

@@ -54,7 +54,7 @@ func serve(ctx context.Context, a *app) error {
 				a.reload(ctx)
 				continue
 			}
-			a.log.Info("stopping", slog.String("signal", s.String()))
+			a.log.InfoContext(ctx, "stopping", slog.String("signal", s.String()))
 			return a.stop(ctx, signals)
 		}
 	}
@@ -70,7 +70,7 @@ func (a *app) stop(ctx context.Context, again <-chan os.Signal) error {
 	for {
 		select {
 		case err := <-done:
-			a.log.Info("stopped")
+			a.log.InfoContext(ctx, "stopped")
 			if err != nil {
 				return fmt.Errorf("stop: %w", err)
 			}
@@ -79,7 +79,7 @@ func (a *app) stop(ctx context.Context, again <-chan os.Signal) error {
 			if s == syscall.SIGHUP {
 				continue // too late to matter
 			}
-			a.log.Warn("stopping now, streams are cut", slog.String("signal", s.String()))
+			a.log.WarnContext(ctx, "stopping now, streams are cut", slog.String("signal", s.String()))
 			cancel()
 		}
 	}

@@ -91,7 +91,7 @@ func (a *app) start(ctx context.Context, cfg *config.Config) error {
 func (a *app) listenControl(ctx context.Context, cfg *config.Config) (ln net.Listener, err error) {
 	ln, err = admin.Listen(ctx, cfg.Control.Socket)
 	if err != nil && cfg.Control.Socket == config.DefaultSocket && errors.Is(err, os.ErrPermission) {
-		a.log.Warn("running without a control socket", slog.Any("error", err))
+		a.log.WarnContext(ctx, "running without a control socket", slog.Any("error", err))
 		return nil, nil
 	}
 	return ln, err
@@ -134,10 +134,10 @@ func (a *app) reload(ctx context.Context) admin.Reloaded {
 	}
 	if err != nil {
 		result.Problems, result.Invalid = lines(err), exitCode(err) == exitConfig || errors.As(err, new(config.Problems))
-		a.log.Error("reload refused, the last good configuration stays in force", slog.Any("error", err))
+		a.log.ErrorContext(ctx, "reload refused, the last good configuration stays in force", slog.Any("error", err))
 	} else {
 		a.warn(result.Warnings)
-		a.log.Info("reloaded", slog.Int("routes", len(cfg.Routes)), slog.Int("pools", len(cfg.Pools)))
+		a.log.InfoContext(ctx, "reloaded", slog.Int("routes", len(cfg.Routes)), slog.Int("pools", len(cfg.Pools)))
 	}
 
 	a.mu.Lock()
@@ -165,7 +165,7 @@ func (a *app) becomeReady(ctx context.Context) {
 	load, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
 	if err := a.certs.Load(load); err != nil {
-		a.log.Error("certificates could not be loaded, trying again", slog.Any("error", err))
+		a.log.ErrorContext(ctx, "certificates could not be loaded, trying again", slog.Any("error", err))
 	}
 	grace, cancel := context.WithTimeout(ctx, startGrace)
 	defer cancel()
@@ -174,11 +174,11 @@ func (a *app) becomeReady(ctx context.Context) {
 		return
 	}
 	if len(missing) > 0 {
-		a.log.Warn("names without a certificate", slog.Any("names", missing))
+		a.log.WarnContext(ctx, "names without a certificate", slog.Any("names", missing))
 	}
 	a.ready.Store(true)
 	notify("READY=1")
-	a.log.Info("ready", slog.Duration("after", time.Since(a.started).Round(time.Millisecond)))
+	a.log.InfoContext(ctx, "ready", slog.Duration("after", time.Since(a.started).Round(time.Millisecond)))
 }
 
 // complete waits until no certificate is missing and returns those that still
@@ -222,7 +222,7 @@ func (a *app) drain(ctx context.Context, d config.Drain) error {
 	defer cancel()
 	err := a.proxy.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		a.log.Warn("streams were cut at the end of the drain", slog.Duration("timeout", d.Timeout))
+		a.log.WarnContext(ctx, "streams were cut at the end of the drain", slog.Duration("timeout", d.Timeout))
 		err = nil
 	}
 	a.cancel()
@@ -252,7 +252,7 @@ func (a *app) observe(r *proxy.Record) {
 
 func (a *app) warn(warnings []string) {
 	for _, w := range warnings {
-		a.log.Warn("configuration", slog.String("warning", w))
+		a.log.LogAttrs(context.Background(), slog.LevelWarn, "configuration", slog.String("warning", w))
 	}
 }
 

@@ -23,7 +23,7 @@ func monotonic() string { return daemon.SdNotifyMonotonicUsec() }
 func watchdog(ctx context.Context, log *slog.Logger) {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
-		log.Warn("watchdog off", slog.Any("error", err))
+		log.WarnContext(ctx, "watchdog off", slog.Any("error", err))
 		return
 	}
 	if interval == 0 {

@@ -20,6 +20,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -163,12 +164,11 @@ func (p *Process) WaitLine(ctx context.Context, match func(Line) bool) (Line, er
 // tail returns the last lines of the log as text.
 func (p *Process) tail() string {
 	lines := p.Lines()
-	text := ""
+	var text strings.Builder
 	for _, l := range lines[max(0, len(lines)-8):] {
-		b, _ := json.Marshal(l) //nolint:errchkjson // it was JSON before
-		text += string(b) + "\n"
+		_ = json.NewEncoder(&text).Encode(l) // it was JSON before
 	}
-	return text
+	return text.String()
 }
 
 // WaitReady waits until edge says that it is ready.

@@ -94,19 +94,20 @@ func (d *demo) client() *http.Client {
 // invite prints what to try while the demo stays up.
 func (d *demo) invite() {
 	_, port, _ := net.SplitHostPort(d.addr)
-	curl := fmt.Sprintf("curl --cacert %s --resolve '*:%s:127.0.0.1'", d.path("roots.pem"), port)
+	curl := fmt.Sprintf("curl --cacert roots.pem --resolve '*:%s:127.0.0.1'", port)
 	d.say.print(fmt.Sprintf(`
 Try it, from another terminal:
 
-  %[1]s -N https://%[2]s:%[3]s/v1/chat/completions \
+  cd %[1]s
+  %[2]s -N https://%[3]s:%[4]s/v1/chat/completions \
     -H 'content-type: application/json' -d '{"model":"llama","stream":true,"messages":[{"role":"user","content":"hi"}]}'
-  %[1]s https://any-other-name.models.%[4]s:%[3]s/v1/models
-  %[1]s https://unknown.%[4]s:%[3]s/          # refused in the handshake
-  openssl s_client -connect %[5]s -servername %[2]s </dev/null 2>/dev/null | openssl x509 -noout -text | head -20
+  %[2]s https://any-other-name.models.%[5]s:%[4]s/v1/models
+  %[2]s https://unknown.%[5]s:%[4]s/    # refused in the handshake
+  openssl s_client -connect %[6]s -servername %[3]s </dev/null 2>/dev/null | openssl x509 -noout -text
 
-  %[6]s certs ls -c %[7]s
-  %[6]s status   -c %[7]s
-  $EDITOR %[7]s && %[6]s reload -c %[7]s
+  ./edge status
+  ./edge certs ls
+  $EDITOR routes.yaml && ./edge validate && ./edge reload
 
-^C ends everything.`, curl, chatHost, port, zone, d.addr, d.binary, d.path("routes.yaml")))
+^C ends everything.`, d.dir, curl, chatHost, port, zone, d.addr))
 }
