@@ -121,7 +121,9 @@ func (m *Manager) register(ctx context.Context, s *store.Store, i *issuer, old s
 	if err != nil {
 		return nil, err
 	}
-	version, err := s.Swap(ctx, accountKey(id), data, old)
+	writeCtx, stop := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout) // it is registered, keep it
+	defer stop()
+	version, err := s.Swap(writeCtx, accountKey(id), data, old)
 	if errors.Is(err, store.ErrConflict) { // our lease was lost, and its heir was faster
 		return loadAccount(ctx, s, id)
 	}

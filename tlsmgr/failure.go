@@ -18,8 +18,11 @@ import (
 	"github.com/mholt/acmez/v3/acme"
 )
 
-// maxReason bounds what a message repeats of the words of others.
-const maxReason = 400
+// Bounds of messages, in bytes.
+const (
+	maxReason = 400 // of the words of others
+	maxLine   = 800 // of an error in all
+)
 
 // failure is what a CA or the way to it did wrong, as an operator should read
 // it: one line, with a hint.
@@ -127,11 +130,7 @@ func isTimeout(err error) bool {
 
 // oneLine makes text of unknown origin fit for a message.
 func oneLine(text string) string {
-	text = strings.Join(strings.Fields(text), " ")
-	if len(text) > maxReason {
-		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
-	}
-	return text
+	return shorten(strings.Join(strings.Fields(text), " "), maxReason)
 }
 
 // joinLines is independent errors in one line.
@@ -164,11 +163,25 @@ func backoff(failures int) time.Duration {
 	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d)) //nolint:gosec // jitter is no secret
 }
 
-// oneError is err as one line.
+// oneError is err as one line; independent errors, one a line, are joined.
 func oneError(err error) error {
 	text := err.Error()
-	if line := strings.Join(strings.Fields(text), " "); line != text {
-		return &failure{text: oneLine(text), cause: err}
+	if !strings.ContainsAny(text, "\r\n") && len(text) <= maxLine {
+		return err
 	}
-	return err
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.Join(strings.Fields(line), " "); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return &failure{text: shorten(strings.Join(lines, "; "), maxLine), cause: err}
+}
+
+// shorten cuts text at most bytes.
+func shorten(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
 }

@@ -29,8 +29,12 @@ type issuer struct {
 	solver *dns.Solver
 }
 
-// newIssuer reads the issuer's files and secrets. It touches no network.
-func (m *Manager) newIssuer(cfg *config.Config, c *config.Issuer) (*issuer, error) {
+// newIssuer reads the files and secrets of an issuer. It touches no network.
+func (m *Manager) newIssuer(cfg *config.Config, issuerName string) (*issuer, error) {
+	c := cfg.Issuers[issuerName]
+	if c == nil {
+		return nil, fmt.Errorf("no issuer %q (issuers: %s)", issuerName, enumerate(slices.Sorted(maps.Keys(cfg.Issuers))))
+	}
 	roots, err := readRoots(c.CA)
 	if err != nil {
 		return nil, fmt.Errorf("issuers.%s.ca: %w", c.Name, err)
@@ -83,7 +87,7 @@ func readRoots(path string) (*x509.CertPool, error) {
 func newACMEClient(roots *x509.CertPool) *http.Client {
 	return &http.Client{
 		Timeout: 30 * time.Second,
-		Transport: &retryAfterTransport{&http.Transport{
+		Transport: &acmeTransport{&http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
 			DialContext:            (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 			TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
@@ -97,17 +101,23 @@ func newACMEClient(roots *x509.CertPool) *http.Client {
 	}
 }
 
-// retryAfterTransport notes the Retry-After of refusals for the attempt whose
-// context a request carries, because acmez drops it.
-type retryAfterTransport struct{ next *http.Transport }
+// acmeTransport does what acmez does not: it bounds the answers, and notes the
+// Retry-After of refusals for the attempt whose context a request carries.
+type acmeTransport struct{ next http.RoundTripper }
 
 type retryAfterKey struct{}
 
+const maxACMEResponse = 1 << 20 // bytes; a chain or an order of a hundred names is some kilobytes
+
 // RoundTrip implements http.RoundTripper.
-func (t *retryAfterTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+func (t *acmeTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := t.next.RoundTrip(req)
-	if err != nil || resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusServiceUnavailable {
-		return resp, err
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = http.MaxBytesReader(nil, resp.Body, maxACMEResponse)
+	if resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusServiceUnavailable {
+		return resp, nil
 	}
 	note, ok := req.Context().Value(retryAfterKey{}).(*atomic.Int64)
 	if wait := parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()); ok && wait > 0 {
@@ -115,9 +125,6 @@ func (t *retryAfterTransport) RoundTrip(req *http.Request) (*http.Response, erro
 	}
 	return resp, nil
 }
-
-// CloseIdleConnections lets http.Client.CloseIdleConnections through.
-func (t *retryAfterTransport) CloseIdleConnections() { t.next.CloseIdleConnections() }
 
 // parseRetryAfter reads both forms of the field (RFC 9110 section 10.2.3); 0 is
 // none.

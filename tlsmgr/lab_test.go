@@ -190,6 +190,14 @@ type replica struct {
 // start runs a Manager for cfg until the test ends.
 func start(tb testing.TB, cfg *config.Config, edit func(*Options)) *replica {
 	tb.Helper()
+	r := ready(tb, cfg, edit)
+	r.run(tb)
+	return r
+}
+
+// ready is a Manager that has committed cfg and does not run yet.
+func ready(tb testing.TB, cfg *config.Config, edit func(*Options)) *replica {
+	tb.Helper()
 	r := &replica{logs: &logs{}, events: make(chan Event, 10_000)}
 	o := Options{
 		Logger: r.logs.logger(), Events: func(e Event) { r.events <- e }, Owner: tb.Name(),
@@ -201,6 +209,12 @@ func start(tb testing.TB, cfg *config.Config, edit func(*Options)) *replica {
 	}
 	r.Manager = New(o)
 	commit(tb, r.Manager, cfg)
+	return r
+}
+
+// run runs a replica until the test ends.
+func (r *replica) run(tb testing.TB) {
+	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
@@ -221,7 +235,6 @@ func start(tb testing.TB, cfg *config.Config, edit func(*Options)) *replica {
 			tb.Logf("log of the manager:\n%s", r.logs)
 		}
 	})
-	return r
 }
 
 func commit(tb testing.TB, m *Manager, cfg *config.Config) {

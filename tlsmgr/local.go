@@ -112,7 +112,7 @@ func (m *Manager) watchFiles(ctx context.Context) {
 
 // watchState watches the files of one state, until another is committed.
 func (m *Manager) watchState(ctx context.Context, st *state) {
-	events, stop := m.watchDirs(ctx, fileDirs(st.cfg))
+	events, errs, stop := m.watchDirs(ctx, fileDirs(st.cfg))
 	defer stop()
 	poll := time.NewTicker(filePoll)
 	defer poll.Stop()
@@ -126,6 +126,8 @@ func (m *Manager) watchState(ctx context.Context, st *state) {
 		case <-st.replaced:
 			return
 		case <-events:
+			settle.Reset(fileSettle)
+		case <-errs: //nolint:errcheck // whatever it is, events were lost
 			settle.Reset(fileSettle)
 		case <-poll.C:
 			settle.Reset(0)
@@ -155,15 +157,15 @@ func fileDirs(cfg *config.Config) []string {
 
 // watchDirs gives an event for each change in dirs. Where the system cannot
 // watch, the poll has to do.
-func (m *Manager) watchDirs(ctx context.Context, dirs []string) (<-chan fsnotify.Event, func()) {
+func (m *Manager) watchDirs(ctx context.Context, dirs []string) (events <-chan fsnotify.Event, errs <-chan error, stop func()) {
 	if len(dirs) == 0 {
-		return nil, func() {}
+		return nil, nil, func() {}
 	}
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		m.log.LogAttrs(ctx, slog.LevelWarn, "cannot watch certificate files, looking at them periodically",
 			slog.Duration("every", filePoll), slog.Any("error", err))
-		return nil, func() {}
+		return nil, nil, func() {}
 	}
 	for _, dir := range dirs {
 		if err := w.Add(dir); err != nil {
@@ -171,7 +173,7 @@ func (m *Manager) watchDirs(ctx context.Context, dirs []string) (<-chan fsnotify
 				slog.String("directory", dir), slog.Duration("every", filePoll), slog.Any("error", err))
 		}
 	}
-	return w.Events, func() { _ = w.Close() }
+	return w.Events, w.Errors, func() { _ = w.Close() }
 }
 
 // A complaint is a bad pair: said once per text, and only when it stayed bad.

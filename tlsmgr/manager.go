@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -108,11 +107,9 @@ func (m *Manager) Prepare(ctx context.Context, cfg *config.Config) (*Change, err
 	for n := range plan.Bundles {
 		b := &plan.Bundles[n]
 		st.bundles[b.ID] = b
-		if c := cfg.Issuers[b.Issuer]; c != nil && st.issuers[b.Issuer] == nil {
-			st.issuers[b.Issuer], err = m.newIssuer(cfg, c)
+		if _, tried := st.issuers[b.Issuer]; !tried {
+			st.issuers[b.Issuer], err = m.newIssuer(cfg, b.Issuer)
 			problems = append(problems, err)
-		} else if c == nil {
-			problems = append(problems, fmt.Errorf("certificate %s: no issuer %q (issuers: %s)", b.ID, b.Issuer, enumerate(slices.Sorted(maps.Keys(cfg.Issuers)))))
 		}
 	}
 	change := &Change{m: m, next: st, files: files, warnings: plan.Problems}
@@ -179,15 +176,18 @@ func (c *Change) Commit() {
 		if j.waiting != nil {
 			j.waiting()
 		}
-		if c.next.bundles[id] == nil && !j.busy {
+		was, b := old.bundles[id], c.next.bundles[id]
+		if b == nil && !j.busy {
 			delete(m.jobs, id)
+		} else if b == nil || !b.equal(was) {
+			j.settled, j.contests = false, 0
 		}
 	}
 	m.rebuildLocked(time.Now())
 	m.mu.Unlock()
 	close(old.replaced)
 	for _, b := range c.next.plan.Bundles {
-		if was := old.bundles[b.ID]; was == nil || !slices.Equal(was.Names, b.Names) {
+		if !b.equal(old.bundles[b.ID]) {
 			m.emit(context.Background(), b.ID, StepPlanned, abridge(b.Names))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -293,22 +294,41 @@ func TestReplicasThatDisagreeDoNotFightOverOneCertificate(t *testing.T) {
 	lab := acmelab.New(t, acmelab.Options{})
 	a := start(t, labConfig(t, lab, "a.example.test"), func(o *Options) { o.Owner = "a" })
 	a.until(t, "example.test", StepLoaded)
-	b := start(t, labConfig(t, lab, "b.example.test"), func(o *Options) { o.Owner, o.Interval = "b", 50*time.Millisecond })
-	wait(t, func() bool { return strings.Contains(b.one(t).Error, "a obtained it only just") })
-	if n := lab.CA.Orders(); n != 1 {
-		t.Errorf("%d orders, want 1", n)
-	}
-	// Who obtained it may change its mind at once, and more names suit both.
+	// A replica whose plan is new gets what it wants; the other one yields.
+	b := start(t, labConfig(t, lab, "b.example.test"), func(o *Options) { o.Owner = "b" })
+	b.until(t, "example.test", StepStored)
+	wait(t, func() bool {
+		return strings.Contains(a.one(t).Error, "names differ: b replaced it, leaving it alone for 10m0s")
+	})
+	// More names suit both.
 	commit(t, a.Manager, labConfig(t, lab, "a.example.test", "b.example.test"))
-	a.until(t, "example.test", StepLoaded)
-	wait(t, func() bool { return b.one(t).Error == "" })
+	a.until(t, "example.test", StepStored)
+	wait(t, func() bool {
+		return a.one(t).State == StateValid && len(b.one(t).Names) == 2 && b.one(t).State == StateValid
+	})
+	// Fewer names wait for the renewal.
 	commit(t, a.Manager, labConfig(t, lab, "a.example.test"))
 	a.until(t, "example.test", StepPlanned)
 	if s := a.one(t); s.State != StateValid {
 		t.Errorf("status %+v after a host was removed, want valid", s)
 	}
-	if n := lab.CA.Orders(); n != 2 {
-		t.Errorf("%d orders, want 2", n)
+	if n := lab.CA.Orders(); n != 3 {
+		t.Errorf("%d orders, want 3", n)
+	}
+}
+
+func TestContestsGrowRarer(t *testing.T) {
+	j, now := &job{settled: true}, time.Now()
+	l := &stored{cert: &certificate{object: &object{Owner: "other"}}}
+	for _, want := range []time.Duration{10 * time.Minute, 20 * time.Minute, 40 * time.Minute} {
+		if warning := j.contest(needNames, l, now); !strings.Contains(warning, want.String()) || j.next.Sub(now) != want || j.settled {
+			t.Errorf("%q, next after %s; want %s", warning, j.next.Sub(now), want)
+		}
+		j.rest(true)
+	}
+	j.contests = 1000
+	if j.contest(needNames, l, now); j.next.Sub(now) > 24*time.Hour {
+		t.Errorf("next after %s, want at most a day", j.next.Sub(now))
 	}
 }
 
@@ -428,7 +448,82 @@ func TestStorageThatIgnoresConditionsIsNotWrittenTo(t *testing.T) {
 	}
 }
 
-func TestRetryAfterIsRespected(t *testing.T) {
+// busyCA refuses the first new order for a while, as a rate limit does.
+type busyCA struct {
+	next    http.RoundTripper
+	refused atomic.Bool
+}
+
+func (b *busyCA) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Path != acmelab.PathNewOrder || b.refused.Swap(true) {
+		return b.next.RoundTrip(r)
+	}
+	w := httptest.NewRecorder()
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Retry-After", "2")
+	w.WriteHeader(http.StatusTooManyRequests)
+	_, _ = w.WriteString(`{"type":"urn:ietf:params:acme:error:rateLimited","detail":"too many certificates\nalready issued"}`)
+	return w.Result(), nil
+}
+
+func TestRateLimitIsRespected(t *testing.T) {
+	lab := acmelab.New(t, acmelab.Options{})
+	m := ready(t, labConfig(t, lab, "a.example.test"), nil)
+	transport := m.state.Load().issuers["lab"].client.HTTPClient.Transport.(*acmeTransport)
+	transport.next = &busyCA{next: transport.next}
+	m.run(t)
+	e := m.until(t, "example.test", StepFailed)
+	if !strings.Contains(e.Detail, "place the order: the CA refuses: rateLimited: too many certificates already issued (") {
+		t.Errorf("detail %s", e.Detail)
+	}
+	if wait := m.one(t).NextAttempt.Sub(e.Time); wait < 1500*time.Millisecond {
+		t.Errorf("next attempt after %s, want 2 s", wait)
+	}
+	commit(t, m.Manager, m.state.Load().cfg) // does not override the CA
+	loaded := m.until(t, "example.test", StepLoaded)
+	if d := loaded.Time.Sub(e.Time); d < 1500*time.Millisecond {
+		t.Errorf("ordered again after %s, want 2 s", d)
+	}
+}
+
+func TestStorageThatFailsAtTheLastStepCostsNoSecondOrder(t *testing.T) {
+	lab := acmelab.New(t, acmelab.Options{})
+	var failed atomic.Int32
+	lab.S3.SetFail(func(r *http.Request) int {
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, certificateDir) && failed.Add(1) == 1 {
+			return http.StatusForbidden
+		}
+		return 0
+	})
+	m := start(t, labConfig(t, lab, "a.example.test"), nil)
+	m.until(t, "example.test", StepLoaded)
+	if n := lab.CA.Orders(); n != 1 || failed.Load() < 2 {
+		t.Errorf("%d orders and %d attempts to store, want 1 and 2", n, failed.Load())
+	}
+}
+
+func TestMissingCertificateIsToldOnceAfterAMinute(t *testing.T) {
+	j, now := &job{}, time.Now()
+	for _, c := range []struct {
+		after time.Duration
+		have  *stored
+		want  bool
+	}{
+		{0, nil, false},
+		{59 * time.Second, nil, false},
+		{60 * time.Second, nil, true},
+		{70 * time.Second, nil, false},
+		{80 * time.Second, &stored{cert: &certificate{}}, false},
+		{90 * time.Second, &stored{}, false}, // gone again: a new minute
+		{150 * time.Second, nil, true},
+	} {
+		if got := j.overdue(c.have, now.Add(c.after)); (got != "") != c.want {
+			t.Errorf("after %s: %q, want a warning: %v", c.after, got, c.want)
+		}
+	}
+}
+
+func TestRetryAfterIsRead(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	for s, want := range map[string]time.Duration{
 		"": 0, "120": 2 * time.Minute, "-1": 0, "99999999": maxRetryAfter, "x": 0,

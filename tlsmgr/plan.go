@@ -22,6 +22,11 @@ type Bundle struct {
 	MaxNames int // how many names fit; what Plan packed by
 }
 
+// equal reports whether a and b want the same certificate.
+func (b *Bundle) equal(a *Bundle) bool {
+	return a != nil && a.ID == b.ID && a.Issuer == b.Issuer && a.KeyType == b.KeyType && slices.Equal(a.Names, b.Names)
+}
+
 // Cover says which certificate a host is served with.
 type Cover struct {
 	Host        string   // as written in a route; "" is a route for any host

@@ -158,16 +158,23 @@ func newRefusal() *tls.Config {
 // Same reports whether a connection made for serverName may carry requests for
 // host: they are one name, or one current certificate covers both and the TLS
 // policies of both are identical on every listener. serverName "" is a client
-// that sent none and was given the listener's default certificate. Both names
-// are canonical. It is the certificate's half of the 421 rule (RFC 9110
+// that sent none and was given the listener's default certificate. Both may be
+// as they came from the client. It is the certificate's half of the 421 rule (RFC 9110
 // section 15.5.20); that both are routed is the other half.
 func (m *Manager) Same(serverName, host string) bool {
-	if serverName == host {
-		return true
+	host, ok := hostname.FromHost(host)
+	if !ok {
+		return false
 	}
 	x, st := m.index.Load(), m.state.Load()
 	if serverName == "" {
 		return st.sameByDefault(x, host)
+	}
+	if serverName, ok = hostname.FromHost(serverName); !ok {
+		return false
+	}
+	if serverName == host {
+		return true
 	}
 	e := x.find(serverName)
 	if e == nil || !e.covers(host) {

@@ -271,10 +271,12 @@ func (m *Manager) keep(ctx context.Context, id string, l *stored) *stored {
 			j.waiting()
 		}
 	}
+	planned := m.state.Load().bundles[id] != nil
 	m.mu.Unlock()
-	if fresh {
+	if fresh && planned {
 		m.emit(ctx, id, StepLoaded, fmt.Sprintf("serial %s, valid until %s", l.cert.serial(), l.cert.leaf().NotAfter.UTC().Format(time.RFC3339)))
-	} else if l.err != nil {
+	}
+	if l.err != nil {
 		m.log.LogAttrs(ctx, slog.LevelWarn, "stored certificate is not usable", slog.String("certificate", id), slog.Any("error", l.err))
 	}
 	return l

@@ -14,7 +14,9 @@ import (
 
 const (
 	missingGrace = time.Minute      // an order takes seconds; DNS may take a minute
-	contestPause = 10 * time.Minute // see contested
+	contestPause = 10 * time.Minute // see contest; doubled each time
+	maxContests  = 7                // most doublings: 21 hours
+	maxSwapPause = 16 * time.Second // between two attempts to store a certificate; half a minute in all
 )
 
 // job is the work on one bundle, guarded by Manager.mu.
@@ -28,45 +30,61 @@ type job struct {
 	err      error     // of the last attempt
 	since    time.Time // when there was first nothing to serve; zero when there is
 	warned   bool      // about that
+	settled  bool      // the storage has had what this plan wants
+	contests int       // how often another replica undid that
 }
+
+// rest makes j the job on a bundle that needs none.
+func (j *job) rest(settled bool) { *j = job{settled: settled, contests: j.contests} }
 
 // consider starts the work on bundle b if it needs some and may have some.
 func (m *Manager) consider(ctx context.Context, s *store.Store, st *state, b *Bundle, now time.Time, work *sync.WaitGroup) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.state.Load() != st {
-		return // Commit has asked for another look
+	begin, warning := m.judge(st, b, now)
+	if warning != "" {
+		m.log.LogAttrs(ctx, slog.LevelWarn, "certificate needs attention", slog.String("certificate", b.ID), slog.String("reason", warning))
 	}
-	l, j := m.loaded[b.ID], m.jobLocked(b.ID)
-	why := b.needs(l, st.issuers[b.Issuer].config.Directory, now)
-	m.graceLocked(ctx, b, l, j, now)
-	switch {
-	case j.busy:
-		return
-	case why == needNothing:
-		*j = job{}
-		return
-	case now.Before(j.next):
-		return
-	case l != nil && errors.Is(l.err, errNewer):
-		j.err = l.err
+	if !begin {
 		return
 	}
-	if until, owner := m.contested(why, l, now); now.Before(until) {
-		j.err = fmt.Errorf("%s, but %s obtained it only just (do the configurations of the replicas differ?)", why, owner)
-		j.next = until
-		return
-	}
-	select {
-	case m.slots <- struct{}{}:
-	default:
-		return // whoever frees a slot looks again
-	}
-	j.busy = true
 	work.Go(func() {
 		m.work(ctx, s, st, *b)
 		m.look()
 	})
+}
+
+// judge decides whether to work on b now; then its job is busy and a slot is
+// taken. A warning is given once for each reason.
+func (m *Manager) judge(st *state, b *Bundle, now time.Time) (begin bool, warning string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state.Load() != st {
+		return false, "" // Commit has asked for another look
+	}
+	l, j := m.loaded[b.ID], m.jobLocked(b.ID)
+	why := b.needs(l, st.issuers[b.Issuer].config.Directory, now)
+	warning = j.overdue(l, now)
+	switch {
+	case j.busy:
+		return false, warning
+	case why == needNothing:
+		j.rest(true)
+		return false, ""
+	case now.Before(j.next):
+		return false, warning
+	case l != nil && errors.Is(l.err, errNewer): // said when it was read
+		j.err = l.err
+		return false, warning
+	}
+	if j.settled && why != needMissing && why != needRenewal {
+		return false, j.contest(why, l, now)
+	}
+	select {
+	case m.slots <- struct{}{}:
+		j.busy = true
+		return true, warning
+	default:
+		return false, warning // whoever frees a slot looks again
+	}
 }
 
 func (m *Manager) jobLocked(id string) *job {
@@ -78,9 +96,9 @@ func (m *Manager) jobLocked(id string) *job {
 	return j
 }
 
-// graceLocked warns once about a certificate that is missing for longer than an
-// order usually takes.
-func (m *Manager) graceLocked(ctx context.Context, b *Bundle, l *stored, j *job, now time.Time) {
+// overdue is a warning, once, about a certificate that is missing for longer
+// than an order usually takes.
+func (j *job) overdue(l *stored, now time.Time) string {
 	switch {
 	case l != nil && l.cert != nil:
 		j.since, j.warned = time.Time{}, false
@@ -88,47 +106,39 @@ func (m *Manager) graceLocked(ctx context.Context, b *Bundle, l *stored, j *job,
 		j.since = now
 	case !j.warned && now.Sub(j.since) >= missingGrace:
 		j.warned = true
-		m.log.LogAttrs(ctx, slog.LevelWarn, "certificate is still missing, its names are refused",
-			slog.String("certificate", b.ID), slog.Any("names", b.Names), slog.Duration("since", now.Sub(j.since)))
+		return fmt.Sprintf("still missing after %s, its names are refused", now.Sub(j.since).Round(time.Second))
 	}
+	return ""
 }
 
-// contested is until when a certificate that is not what this process wants is
-// left to the one that obtained it. Replicas whose configurations differ would
-// otherwise replace each other's certificates without end, and use up the CA's
-// limit on duplicates. Who obtained it may change its mind at any time.
-func (m *Manager) contested(why need, l *stored, now time.Time) (until time.Time, owner string) {
-	switch why {
-	case needNames, needIssuer, needKey:
-		o := l.cert.object
-		if o.Owner == m.options.Owner {
-			return time.Time{}, ""
-		}
-		age := max(now.Sub(o.ObtainedAt), 0) // clocks differ
-		return now.Add(contestPause - age), o.Owner
-	case needNothing, needMissing, needRenewal:
-	}
-	return time.Time{}, ""
+// contest postpones the next attempt because another replica replaced a
+// certificate that was as this one wants it. In a rolling update the other one
+// is right and this process about to end; replicas whose configurations differ
+// for long would otherwise order in turns without end.
+func (j *job) contest(why need, l *stored, now time.Time) (warning string) {
+	pause := contestPause << min(j.contests, maxContests)
+	j.settled, j.contests, j.next = false, j.contests+1, now.Add(pause)
+	j.err = fmt.Errorf("%s: %s replaced it, leaving it alone for %s (do the configurations of the replicas differ?)", why, l.cert.object.Owner, pause)
+	return j.err.Error()
 }
 
 // work brings one bundle in order, and notes how that went. It holds a slot.
 func (m *Manager) work(ctx context.Context, s *store.Store, st *state, b Bundle) {
 	var retryAfter atomic.Int64
-	ctx, cancel := context.WithTimeoutCause(context.WithValue(ctx, retryAfterKey{}, &retryAfter), attemptTimeout, errTooLong)
-	defer cancel()
+	ctx = context.WithValue(ctx, retryAfterKey{}, &retryAfter)
 	slot := &slot{m.slots, true}
 	err := m.attempt(ctx, s, st, b, slot)
 	slot.free()
-	if ctx.Err() != nil && !errors.Is(context.Cause(ctx), errTooLong) {
+	if ctx.Err() != nil {
 		err = nil // edge is stopping
-	} else if err != nil && errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
-		err = fmt.Errorf("%w: %s", errTooLong, oneLine(err.Error()))
 	}
 	m.mu.Lock()
 	j := m.jobs[b.ID]
 	j.busy, j.ordering, j.waiting = false, false, nil
 	if err == nil {
-		*j = job{since: j.since, warned: j.warned}
+		since, warned := j.since, j.warned
+		j.rest(j.settled)
+		j.since, j.warned = since, warned
 		m.mu.Unlock()
 		return
 	}
@@ -183,21 +193,22 @@ func (m *Manager) attempt(ctx context.Context, s *store.Store, st *state, b Bund
 	defer release(ctx, lease)
 	ctx, cancel := lease.Context(ctx)
 	defer cancel()
+	ctx, cancel = context.WithTimeoutCause(ctx, attemptTimeout, errTooLong)
+	defer cancel()
 
 	l, err := m.read(ctx, s, b.ID)
 	if err != nil {
 		return err
 	}
 	i := st.issuers[b.Issuer]
-	why := b.needs(l, i.config.Directory, time.Now())
-	if until, _ := m.contested(why, l, time.Now()); why == needNothing || errors.Is(l.err, errNewer) || time.Now().Before(until) {
-		return nil // the next look says so
+	if errors.Is(l.err, errNewer) || b.needs(l, i.config.Directory, time.Now()) == needNothing {
+		return nil
 	}
 	m.mark(b.ID, func(j *job) { j.ordering = true })
 	o, err := m.obtain(ctx, s, i, b)
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, store.ErrLeaseLost) {
-			return cause
+		if ctx.Err() != nil { // say why, and at what
+			return fmt.Errorf("%w: %s", context.Cause(ctx), oneLine(err.Error()))
 		}
 		return err
 	}
@@ -251,9 +262,9 @@ func (m *Manager) commit(ctx context.Context, s *store.Store, o *object, old sto
 	if err != nil {
 		return err
 	}
-	version, err := s.Swap(ctx, certificateKey(o.ID), data, old)
+	version, err := m.swap(ctx, s, o.ID, data, old)
 	if errors.Is(err, store.ErrConflict) {
-		m.log.LogAttrs(ctx, slog.LevelWarn, "another replica stored a certificate meanwhile, using theirs", slog.String("certificate", o.ID))
+		m.log.LogAttrs(ctx, slog.LevelWarn, "another replica stored a certificate meanwhile, using what is there", slog.String("certificate", o.ID))
 		_, err = m.read(ctx, s, o.ID)
 		return err
 	}
@@ -263,6 +274,26 @@ func (m *Manager) commit(ctx context.Context, s *store.Store, o *object, old sto
 	m.emit(ctx, o.ID, StepStored, fmt.Sprintf("%s in %s", certificateKey(o.ID), s.URL()))
 	m.keep(ctx, o.ID, &stored{version: version, cert: c})
 	return nil
+}
+
+// swap is Store.Swap with patience: what it stores has cost an order. It writes
+// even when ctx has just ended; the version keeps that from doing harm.
+func (m *Manager) swap(ctx context.Context, s *store.Store, id string, data []byte, old store.Version) (store.Version, error) {
+	for pause := time.Second; ; pause *= 2 {
+		writeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
+		version, err := s.Swap(writeCtx, certificateKey(id), data, old)
+		cancel()
+		if err == nil || errors.Is(err, store.ErrConflict) || pause > maxSwapPause {
+			return version, err
+		}
+		m.log.LogAttrs(ctx, slog.LevelWarn, "certificate could not be stored, trying again",
+			slog.String("certificate", id), slog.Duration("in", pause), slog.Any("error", oneError(err)))
+		select {
+		case <-ctx.Done():
+			return "", err
+		case <-time.After(pause):
+		}
+	}
 }
 
 // release gives a lease up, also when ctx has ended.
