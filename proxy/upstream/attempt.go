@@ -90,7 +90,6 @@ func (a *attempt) gotConn(info httptrace.GotConnInfo) {
 		c.user.Store(a)
 	}
 	a.connected.Store(true)
-	a.clock.restart()
 }
 
 func (a *attempt) wroteRequest(httptrace.WroteRequestInfo) { a.clock.restart() }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -105,7 +106,7 @@ func examine(t *testing.T, f func(c *clinic)) {
 		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			c.mu.Lock()
 			c.checks = append(c.checks, time.Since(start))
-			c.paths = append(c.paths, r.Method+" "+r.Host+r.RequestURI)
+			c.paths = append(c.paths, fmt.Sprintf("%s %s%s close=%t", r.Method, r.Host, r.RequestURI, r.Close))
 			c.mu.Unlock()
 			(*c.answer.Load())(w, r)
 		})}
@@ -149,8 +150,8 @@ func TestEndpointIsUsableUntilChecksFail(t *testing.T) {
 		if s := c.status(); !s.Healthy || c.count() != 1 {
 			c.Errorf("after commit: %+v, %d checks; want healthy, 1", s, c.count())
 		}
-		if c.paths[0] != "GET gpu-1:8000/health?full=1" {
-			c.Errorf("check asks %s, want GET gpu-1:8000/health?full=1", c.paths[0])
+		if c.paths[0] != "GET gpu-1:8000/health?full=1 close=true" {
+			c.Errorf("check asks %s, want GET gpu-1:8000/health?full=1 on a connection of its own", c.paths[0])
 		}
 		if c.logged() != "" {
 			c.Errorf("log %q, want nothing", c.logged())
@@ -166,8 +167,17 @@ func TestFallAndRiseAreCountedInARow(t *testing.T) {
 			reply   http.HandlerFunc
 			healthy bool
 		}{
-			{fail, true}, {fail, true}, {pass, true}, {fail, true}, {fail, true}, {fail, false},
-			{pass, false}, {fail, false}, {pass, false}, {pass, true}, {fail, true},
+			{fail, true},
+			{fail, true},
+			{pass, true},
+			{fail, true},
+			{fail, true},
+			{fail, false},
+			{pass, false},
+			{fail, false},
+			{pass, false},
+			{pass, true},
+			{fail, true},
 		} {
 			// Each step sees exactly one check: wait for the count.
 			c.reply(step.reply)

@@ -68,14 +68,15 @@ func registry(t *testing.T) *Registry {
 	return r
 }
 
-// eventually waits for a fact that another goroutine brings about.
+// eventually waits for a fact that another goroutine brings about, less long than
+// an idle connection lives by itself.
 func eventually(t *testing.T, what string, fact func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(patience); !fact(); <-tick.C {
+	for end := time.Now().Add(idleConn / 2); !fact(); <-tick.C {
 		if time.Now().After(end) {
-			t.Fatalf("%s: not within %v", what, patience)
+			t.Fatalf("%s: not within %v", what, idleConn/2)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -238,6 +239,7 @@ func (s *stubborn) Read([]byte) (int, error) {
 	defer s.inside.Add(-1)
 	s.entered <- struct{}{}
 	<-s.interrupted
+	<-time.After(20 * time.Millisecond) // late, as a read of a socket may be
 	return 0, errors.New("interrupted")
 }
 

@@ -94,30 +94,18 @@ type conn struct {
 	net.Conn
 	user atomic.Pointer[attempt] // nil while idle
 
-	readEnd   chan struct{} // closed when Read failed
-	readOnce  sync.Once
 	closed    chan struct{}
 	closeOnce sync.Once
 }
 
 func newConn(c net.Conn) *conn {
-	return &conn{Conn: c, readEnd: make(chan struct{}), closed: make(chan struct{})}
-}
-
-// Read notes the end.
-func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if err != nil {
-		c.readOnce.Do(func() { close(c.readEnd) })
-	}
-	return n, err
+	return &conn{Conn: c, closed: make(chan struct{})}
 }
 
 // Write returns an error late when a reply may still be read. A server that
 // refuses an upload (413, 401) answers, stops reading and closes; net/http
 // drops the reply as soon as a write fails, so it learns of that when the
-// reply is complete, the connection has nothing more to read, or after
-// lostGrace.
+// reply is complete or broken off, or after lostGrace.
 func (c *conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	a := c.user.Load()
@@ -128,7 +116,6 @@ func (c *conn) Write(p []byte) (int, error) {
 	defer timer.Stop()
 	select {
 	case <-a.done:
-	case <-c.readEnd:
 	case <-c.closed:
 	case <-timer.C:
 	}
