@@ -92,9 +92,10 @@ func closeAfter(e *exchange.Exchange) {
 	}
 }
 
-// validHost refuses a request with two opinions on its host. net/http refuses
-// them on HTTP/1.1; on HTTP/2 Host may stand beside :authority, and only equal
-// values are harmless (RFC 9113 section 8.3.1).
+// validHost refuses a request with two opinions on its host. Host may stand
+// beside :authority, and only equal values are harmless (RFC 9113 section
+// 8.3.1). The engines of today see to it themselves; what follows from a
+// mistake in one is too bad to rely on them.
 func validHost(e *exchange.Exchange) bool {
 	n := 0
 	for host := range e.Header.Values("host") {

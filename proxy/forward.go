@@ -50,8 +50,8 @@ func forward(s *Server, r *route) exchange.Handler {
 			cancel(nil)
 			return
 		}
-		src := &reply{e: e, resp: resp, ctx: ctx, cancel: cancel, total: total}
-		src.idle = newWatch(r.config.Timeouts.StreamIdle, func() { cancel(errStreamIdle) })
+		src := &reply{e: e, resp: resp, ctx: ctx, cancel: cancel, total: total, silence: r.config.Timeouts.StreamIdle}
+		src.idle = newWatch(firstSilence(r.config.Timeouts), func() { cancel(errStreamIdle) })
 		if !e.Detach(src) {
 			_ = exchange.Pump(e, src)
 		}
@@ -166,6 +166,8 @@ type reply struct {
 	cancel context.CancelCauseFunc
 	total  *watch
 	idle   *watch
+
+	silence time.Duration // that is allowed once the body has begun
 }
 
 // Read implements exchange.Source.
@@ -173,6 +175,9 @@ func (s *reply) Read(p []byte) (int, error) {
 	s.idle.start()
 	n, err := s.resp.Read(p)
 	s.idle.stop()
+	if n > 0 {
+		s.idle.bound(s.silence)
+	}
 	if err != nil && err != io.EOF && s.e.Reason == "" { //nolint:errorlint // io.EOF is never wrapped by a Reader
 		s.e.Reason, s.e.Err = string(blame(s.ctx, err)), err
 	}

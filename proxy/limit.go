@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"edge/config"
 	"edge/proxy/exchange"
 )
 
@@ -63,6 +64,22 @@ func headSize(e *exchange.Exchange) int64 {
 	return int64(n)
 }
 
+// forever stands for no bound on silence.
+const forever = 365 * 24 * time.Hour
+
+// firstSilence bounds the wait for the first byte of a reply's body. Model
+// servers send the head of a stream at once and its first token when the prompt
+// is through the queue, so this wait is of the kind that FirstByte is for.
+func firstSilence(t config.Timeouts) time.Duration {
+	switch {
+	case t.StreamIdle <= 0:
+		return 0
+	case t.FirstByte <= 0:
+		return forever
+	}
+	return max(t.FirstByte, t.StreamIdle)
+}
+
 // watch is a timer for one kind of silence: fire is called when neither stop
 // nor start came in time. A nil watch watches nothing. Any goroutine may use it.
 type watch struct {
@@ -88,10 +105,11 @@ func (w *watch) start() {
 	}
 }
 
-// shorten lowers the bound to d and begins anew.
-func (w *watch) shorten(d time.Duration) {
-	w.d.Store(min(w.d.Load(), int64(d)))
-	w.start()
+// bound sets the silence that is allowed from the next start on.
+func (w *watch) bound(d time.Duration) {
+	if w != nil {
+		w.d.Store(int64(d))
+	}
 }
 
 func (w *watch) stop() {

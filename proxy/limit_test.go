@@ -79,7 +79,9 @@ func TestBackendThatDoesNotAnswerIs504(t *testing.T) {
 }
 
 func TestSilentStreamIsBrokenOff(t *testing.T) {
-	e, m := startModel(t, modelserver.Script{Gate: true}, route(func(r *config.Route) { r.Timeouts.StreamIdle = 100 * time.Millisecond }))
+	e, m := startModel(t, modelserver.Script{Gate: true}, route(func(r *config.Route) {
+		r.Timeouts.FirstByte, r.Timeouts.StreamIdle = patience, 100*time.Millisecond
+	}))
 	bothProtocols(t, func(t *testing.T, protocol string) {
 		t.Helper()
 		resp := stream(t, e.client(t, protocol))
@@ -112,6 +114,23 @@ func TestStreamThatKeepsTalkingIsNotCut(t *testing.T) {
 			t.Errorf("got record %+v, want a clean end after longer than any timeout", r)
 		}
 	})
+}
+
+// TestFirstTokenHasTheTimeOfTheFirstByte: model servers send the head of a
+// stream long before its first token.
+func TestFirstTokenHasTheTimeOfTheFirstByte(t *testing.T) {
+	e, m := startModel(t, modelserver.Script{}, route(func(r *config.Route) {
+		r.Timeouts.FirstByte, r.Timeouts.StreamIdle = 400*time.Millisecond, 100*time.Millisecond
+	}))
+	c := e.client(t, "h2")
+	m.SetScript(modelserver.Script{EarlyHead: true, Delay: 250 * time.Millisecond, Tokens: []string{"a"}})
+	if _, err := io.ReadAll(stream(t, c).Body); err != nil {
+		t.Errorf("first token after the silence of a stream: %v", err)
+	}
+	m.SetScript(modelserver.Script{EarlyHead: true, Delay: patience, Tokens: []string{"a"}})
+	if _, err := io.ReadAll(stream(t, c).Body); err == nil {
+		t.Error("no token after the time of the first byte: got a clean end")
+	}
 }
 
 func TestClientThatStopsSendingIs408(t *testing.T) {

@@ -13,13 +13,9 @@ import (
 // audio are small.
 const tunnelBuffer = 16 << 10
 
-const (
-	// tunnelLinger is the silence that is left to a tunnel of which one side
-	// has said its last: enough for an answer, not for a leak.
-	tunnelLinger = time.Second
-	// forever stands for no bound on silence.
-	forever = 365 * 24 * time.Hour
-)
+// tunnelLinger is the silence that is left to a tunnel of which one side has
+// said its last: enough for an answer, not for a leak.
+const tunnelLinger = time.Second
 
 // tunnels are the upgraded connections, which no http.Server knows any more.
 type tunnels struct {
@@ -120,7 +116,8 @@ func transfer(dst io.Writer, src io.Reader, both io.Closer, silence *watch) {
 		if err != io.EOF || !ok || half.CloseWrite() != nil { //nolint:errorlint // io.EOF is never wrapped by a Reader
 			_ = both.Close()
 		}
-		silence.shorten(tunnelLinger)
+		silence.bound(tunnelLinger)
+		silence.start()
 		return
 	}
 }
