@@ -314,6 +314,47 @@ func (r *recycled) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// forward is a front that does nothing else.
+func forward(p *Pool) http.HandlerFunc {
+	return exchange.ToHTTP(func(e *exchange.Exchange) {
+		resp, err := p.Do(e.Context(), &Request{
+			Method: e.Method, Target: e.Target, Host: e.Host, Length: e.Length, Body: e, Interrupt: e.Interrupt,
+		})
+		if err != nil {
+			e.Abort()
+			return
+		}
+		e.Status = resp.Status
+		if !e.Detach(resp) {
+			exchange.Pump(e, resp)
+		}
+	}, nil).ServeHTTP
+}
+
+func TestClientThatStopsUploadingGetsAnEarlyReplyWhole(t *testing.T) {
+	url := script(t, func(c net.Conn, r *bufio.Reader) {
+		if _, err := head(r); err == nil {
+			io.WriteString(c, "HTTP/1.1 401 Unauthorized\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n")
+			<-closedByPeer(r)
+		}
+	})
+	front := serve(t, forward(open(t, poolOf(url))))
+	c, err := net.Dial("tcp", front.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	io.WriteString(c, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\npart")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(resp.Body); resp.StatusCode != http.StatusUnauthorized || string(got) != "no" || err != nil {
+		t.Errorf("reply %d %q, %v; want 401 no", resp.StatusCode, got, err)
+	}
+}
+
 // A Transport reads the body once more after the reply began, and gives up the
 // connection when that fails: golang/go#40747. The endpoint's head comes at once,
 // before the front has read the body.
@@ -328,19 +369,7 @@ func TestStreamsThatBeginAtOnceAreComplete(t *testing.T) {
 		}
 	})
 	p := open(t, poolOf(s.URL))
-	front := serve(t, exchange.ToHTTP(func(e *exchange.Exchange) {
-		resp, err := p.Do(e.Context(), &Request{
-			Method: e.Method, Target: e.Target, Host: e.Host, Length: e.Length, Body: e,
-		})
-		if err != nil {
-			e.Abort()
-			return
-		}
-		e.Status = resp.Status
-		if !e.Detach(resp) {
-			exchange.Pump(e, resp)
-		}
-	}, nil).ServeHTTP)
+	front := serve(t, forward(p))
 	var lost atomic.Int32
 	var wg sync.WaitGroup
 	for range 8 {
