@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"os"
 	"testing"
 	"time"
 
@@ -44,14 +45,30 @@ func (e *edge) h2(tb testing.TB) *h2conn {
 // headers opens a stream with fields in the order given.
 func (c *h2conn) headers(tb testing.TB, id uint32, end bool, fields ...string) {
 	tb.Helper()
+	c.encode(tb, fields)
+	if err := c.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.block.Bytes(), EndStream: end, EndHeaders: true}); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (c *h2conn) encode(tb testing.TB, fields []string) {
+	tb.Helper()
 	c.block.Reset()
 	for i := 0; i < len(fields); i += 2 {
 		if err := c.enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}); err != nil {
 			tb.Fatal(err)
 		}
 	}
-	if err := c.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: c.block.Bytes(), EndStream: end, EndHeaders: true}); err != nil {
-		tb.Fatal(err)
+}
+
+// ended waits for the end of the connection; it is false when the patience of
+// the test ran out first.
+func (c *h2conn) ended(tb testing.TB) bool {
+	tb.Helper()
+	for {
+		if _, err := c.ReadFrame(); err != nil {
+			return !errors.Is(err, os.ErrDeadlineExceeded)
+		}
 	}
 }
 

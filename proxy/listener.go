@@ -183,10 +183,8 @@ func (s *Server) newFront(st settings, addr net.Addr) *front {
 			PingTimeout:                   pingTimeout,
 			WriteByteTimeout:              writeTimeout,
 		}
-		//nolint:staticcheck // x/net's server is fixed faster than the toolchain's copy of it
-		if err := http2.ConfigureServer(f.server, nil); err != nil {
-			// It only judges cipher suites of server.TLSConfig, which is not set.
-			s.log.LogAttrs(context.Background(), slog.LevelError, "configure http2", slog.Any("error", err))
+		if err := serveHTTP2(f.server); err != nil { // it only judges cipher suites, of a server.TLSConfig that is not set
+			s.log.LogAttrs(context.Background(), slog.LevelError, "no HTTP/2 on this listener", slog.String("listener", st.name), slog.Any("error", err))
 		}
 	}
 	go func() {

@@ -28,8 +28,9 @@
 // removed Content-Length in favour of chunked already, an HTTP/1.1 connection
 // ends with that response, because RFC 9112 section 6.1 forbids to read on.
 //
-// net/http itself answers what it cannot parse (400) and heads above its bound
-// (431), in plain text and without a Record.
+// HTTP/2 header blocks that do not end are cut off by a guard, since x/net's
+// server bounds only their bytes. net/http itself answers what it cannot parse
+// (400) and heads above its bound (431), in plain text and without a Record.
 package proxy
 
 import (
