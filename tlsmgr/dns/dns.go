@@ -9,9 +9,10 @@
 //
 // An order is presented as a whole: CNAMEs are followed, the zone of each name is
 // found, and every zone gets one append with all its values, so that a
-// certificate of a hundred names costs one update and one wait. Wait asks every
-// address of every name server of the zone, because a CA validates from several
-// networks and may meet any of them (Baseline Requirements 3.2.2.9).
+// certificate of a hundred names costs one update (where the provider's API has
+// one for several names) and one wait. Wait asks every address of every name
+// server of the zone, because a CA validates from several networks and may meet
+// any of them (Baseline Requirements 3.2.2.9).
 //
 // Resolvers are used to find zones and their name servers. They are a poor
 // witness of a change: following a CNAME teaches them that the challenge name
@@ -20,8 +21,8 @@
 // that cannot reach the name servers and needs patience accordingly.
 //
 // The package does no ACME, keeps nothing on disk and takes no lock that other
-// replicas see. Providers add and remove single values; see route53.go for the one
-// whose API does not.
+// replicas see. Providers add and remove single values, except that Route 53
+// replaces all values of a name: route53.go says what that means for replicas.
 package dns
 
 import (
@@ -115,7 +116,7 @@ func New(o Options) (*Solver, error) {
 	}
 	var errs []error
 	for _, c := range o.Providers {
-		p, err := newProvider(c, o.HTTPClient)
+		p, err := newProvider(c, o.HTTPClient, s.log)
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -30,6 +31,7 @@ type provider struct {
 	zones   []string // canonical, with final dot; empty means any
 	backend backend
 	explain func(error) refusal
+	unseen  string   // advice when records that were added do not show; "" when there is none
 	secrets []string // never shown, whatever a library puts into its errors
 }
 
@@ -46,7 +48,7 @@ func (p *provider) describe() string {
 }
 
 // newProvider loads the secrets of c.
-func newProvider(c *config.Provider, hc HTTPClient) (*provider, error) {
+func newProvider(c *config.Provider, hc HTTPClient, log *slog.Logger) (*provider, error) {
 	p := &provider{name: c.Name}
 	for _, z := range c.Zones {
 		p.zones = append(p.zones, miekg.CanonicalName(z))
@@ -56,7 +58,7 @@ func newProvider(c *config.Provider, hc HTTPClient) (*provider, error) {
 	case c.RFC2136 != nil:
 		err = p.useRFC2136(c.RFC2136)
 	case c.Route53 != nil:
-		err = p.useRoute53(c.Route53)
+		err = p.useRoute53(c.Route53, log)
 	case c.Cloudflare != nil:
 		err = p.useCloudflare(c.Cloudflare, hc)
 	default:

@@ -58,7 +58,7 @@ func TestNilHTTPClientMeansOneWithTimeouts(t *testing.T) {
 	t.Parallel()
 	var none *http.Client
 	for _, hc := range []HTTPClient{nil, none} {
-		p, err := newProvider(&config.Provider{Name: "cf", Cloudflare: &config.Cloudflare{Token: secret(t, "token")}}, hc)
+		p, err := newProvider(&config.Provider{Name: "cf", Cloudflare: &config.Cloudflare{Token: secret(t, "token")}}, hc, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,284 +4,142 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"log/slog"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	"edge/config"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
-	"github.com/aws/aws-sdk-go-v2/service/route53"
 	"github.com/aws/aws-sdk-go-v2/service/route53/types"
 	"github.com/libdns/libdns"
+	"github.com/libdns/route53"
+	"golang.org/x/sync/semaphore"
 )
 
-// Bounds of the conversation with Route 53, which allows 5 requests a second.
-const (
-	route53Attempts   = 5                      // of one request
-	route53MaxBackoff = 5 * time.Second        // between two of them
-	route53Swaps      = 8                      // of one change, when others change the same names
-	route53Backoff    = 200 * time.Millisecond // grows with every lost swap
-	route53Zones      = 10                     // of one name that are looked at
-)
+// route53Attempts bounds how often the SDK sends one request. Route 53 allows an
+// account 5 requests a second and refuses more.
+const route53Attempts = 5
 
 // hosted is Amazon Route 53, whose unit is the record set: all TXT values of a
-// name. libdns/route53 reads the set, merges and upserts it, by which replicas
-// that present for the same name at the same time lose each other's values; it
-// lists the whole zone to do so, once for every name, and it ends the process
-// when the AWS configuration does not load.
+// name. libdns/route53 takes the names of an append or delete one after another:
+// it lists the whole zone, merges, and writes the set, one change for each name.
 //
-// A change here is one batch for the whole zone, which deletes the old sets,
-// quoted exactly, and creates the new ones. Route 53 applies a batch as a whole or
-// refuses it when a set is not what the batch says (InvalidChangeBatch), so it is
-// a compare-and-swap, and a lost one is read and tried again.
+//   - An order costs one request and two for each name, both when it adds and when
+//     it deletes; a zone of more than 300 record sets is listed by pages.
+//   - Nothing tells it of a set that another writer changed after the listing.
+//     Calls here take turns, which keeps the orders of a Solver apart; a value that
+//     another replica, or another issuer's Solver, writes at the same name at the
+//     same moment can be lost. Wait then fails, and the order has to be repeated.
+//     They do not meet as long as a name is in one certificate, since apex and
+//     wildcard are in one order, and CNAMEs lead to a target for each name.
+//   - A zone without hosted_zone_id is the first of its name that is listed, which
+//     may be a private twin that no CA sees.
 type hosted struct {
-	api *route53.Client
-	id  string // configured hosted zone; "" means by name
-
-	mu  sync.Mutex
-	ids map[string]string // hosted zones found, by zone
+	api *route53.Provider
+	// turn is held while a call is under way. Unlike the locks of libdns it is
+	// waited for no longer than the context lives; more at once would only meet
+	// the limit of requests.
+	turn *semaphore.Weighted
 }
 
 // useRoute53 prepares Route 53 with the SDK's default credential chain. The
 // environment's region counts because China and GovCloud have their own.
-func (p *provider) useRoute53(c *config.Route53) error {
+func (p *provider) useRoute53(c *config.Route53, log *slog.Logger) error {
 	region := awsconfig.WithDefaultRegion("us-east-1")
 	if c.Region != "" {
 		region = awsconfig.WithRegion(c.Region)
 	}
-	retryer := awsconfig.WithRetryer(func() aws.Retryer {
-		return retry.NewStandard(func(o *retry.StandardOptions) {
-			o.MaxAttempts, o.MaxBackoff = route53Attempts, route53MaxBackoff
-		})
-	})
-	conf, err := awsconfig.LoadDefaultConfig(context.Background(), region, retryer)
+	// libdns loads the configuration when it is first called, and ends the process
+	// when that fails: try before it does.
+	conf, err := awsconfig.LoadDefaultConfig(context.Background(), region)
 	if err != nil {
 		return fmt.Errorf("route53: AWS configuration: %s (check AWS_PROFILE and the files in ~/.aws)", oneLine(err.Error()))
 	}
-	p.kind = "route53"
-	p.backend = &hosted{
-		api: route53.NewFromConfig(conf),
-		id:  strings.TrimPrefix(c.HostedZoneID, "/hostedzone/"),
-		ids: map[string]string{},
+	api := &route53.Provider{
+		Region: conf.Region, HostedZoneID: "none", MaxRetries: route53Attempts,
+		WaitForRoute53Sync: false, SkipRoute53SyncOnDelete: true, Logger: log,
 	}
+	// And have it loaded now, not at a renewal in two months when ~/.aws may have
+	// changed: to add nothing to a zone whose ID is known sends no request.
+	if _, err := api.AppendRecords(context.Background(), "", nil); err != nil {
+		return fmt.Errorf("route53: %s", oneLine(err.Error()))
+	}
+	api.HostedZoneID = strings.TrimPrefix(c.HostedZoneID, "/hostedzone/")
+	p.kind = "route53"
+	p.backend = hosted{api, semaphore.NewWeighted(1)}
 	p.explain = explainRoute53
+	if api.HostedZoneID == "" {
+		p.unseen = "is there a private hosted zone of the same name? Then choose the public one by hosted_zone_id"
+	}
 	return nil
 }
 
 // AppendRecords adds the values of all records that are not there.
-func (h *hosted) AppendRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	ours := quoted(zone, records)
-	// Usually nothing is there, and one request is all it takes.
-	return records, h.swap(ctx, zone, map[string]recordSet{}, ours, func(have, ours []string) []string {
-		out := slices.Clone(have)
-		for _, v := range ours {
-			if !slices.Contains(out, v) {
-				out = append(out, v)
-			}
-		}
-		return out
-	})
+func (h hosted) AppendRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
+	if err := h.turn.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("wait for changes of other orders: %w", err)
+	}
+	defer h.turn.Release(1)
+	out, err := h.api.AppendRecords(ctx, zone, records)
+	if _, refused := errors.AsType[*types.InvalidChangeBatch](err); !refused {
+		return out, err
+	}
+	// libdns merges without looking, and a set with a value twice is refused: an
+	// heir of an order presents what is there. Leave that out.
+	all, err := h.api.GetRecords(ctx, zone)
+	if err != nil {
+		return nil, err
+	}
+	there := map[libdns.RR]bool{}
+	for _, r := range all {
+		there[ageless(r)] = true
+	}
+	missing := slices.DeleteFunc(slices.Clone(records), func(r libdns.Record) bool { return there[ageless(r)] })
+	return h.api.AppendRecords(ctx, zone, missing)
+}
+
+// ageless is a record without its TTL, which is the record set's.
+func ageless(r libdns.Record) libdns.RR {
+	rr := r.RR()
+	rr.TTL = 0
+	return rr
 }
 
 // DeleteRecords deletes the values of all records that are there.
-func (h *hosted) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	ours := quoted(zone, records)
-	guess := map[string]recordSet{}
-	for name, values := range ours {
-		guess[name] = recordSet{ttl: int64(recordTTL.Seconds()), values: values}
+func (h hosted) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
+	if err := h.turn.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("wait for changes of other orders: %w", err)
 	}
-	return records, h.swap(ctx, zone, guess, ours, func(have, ours []string) []string {
-		return slices.DeleteFunc(slices.Clone(have), func(v string) bool { return slices.Contains(ours, v) })
-	})
+	defer h.turn.Release(1)
+	return h.api.DeleteRecords(ctx, zone, records)
 }
 
-// recordSet is the TXT records of one name. The zero value is none.
-type recordSet struct {
-	ttl    int64
-	values []string // quoted
-}
-
-// swap turns every set from what it is, at first as guessed, into what edit
-// makes of it.
-func (h *hosted) swap(ctx context.Context, zone string, have map[string]recordSet, ours map[string][]string,
-	edit func(have, ours []string) []string,
-) error {
-	id, err := h.zoneID(ctx, zone)
-	if err != nil {
-		return err
-	}
-	for try := range route53Swaps {
-		var changes []types.Change
-		for _, name := range sortedKeys(ours) {
-			changes = append(changes, have[name].change(name, edit(have[name].values, ours[name]))...)
-		}
-		if len(changes) == 0 {
-			return nil
-		}
-		_, err = h.api.ChangeResourceRecordSets(ctx, &route53.ChangeResourceRecordSetsInput{
-			HostedZoneId: aws.String(id),
-			ChangeBatch:  &types.ChangeBatch{Changes: changes},
-		})
-		var lost *types.InvalidChangeBatch
-		if !errors.As(err, &lost) {
-			return err
-		}
-		if try > 0 && !pause(ctx, time.Duration(try)*route53Backoff/2+rand.N(route53Backoff)) { //nolint:gosec // only spreads the replicas
-			return context.Cause(ctx)
-		}
-		if have, err = h.read(ctx, id, sortedKeys(ours)); err != nil {
-			return err
-		}
-		err = lost
-	}
-	return err
-}
-
-// change returns the changes that turn s into values, none when it is so already.
-func (s recordSet) change(name string, values []string) []types.Change {
-	if slices.Equal(s.values, values) {
-		return nil
-	}
-	var out []types.Change
-	if len(s.values) > 0 {
-		out = append(out, change(types.ChangeActionDelete, name, s.ttl, s.values))
-	}
-	if len(values) > 0 {
-		ttl := s.ttl
-		if len(s.values) == 0 {
-			ttl = int64(recordTTL.Seconds())
-		}
-		out = append(out, change(types.ChangeActionCreate, name, ttl, values))
-	}
-	return out
-}
-
-func change(action types.ChangeAction, name string, ttl int64, values []string) types.Change {
-	records := make([]types.ResourceRecord, 0, len(values))
-	for _, v := range values {
-		records = append(records, types.ResourceRecord{Value: aws.String(v)})
-	}
-	return types.Change{Action: action, ResourceRecordSet: &types.ResourceRecordSet{
-		Name: aws.String(name), Type: types.RRTypeTxt, TTL: aws.Int64(ttl), ResourceRecords: records,
-	}}
-}
-
-// read fetches the TXT sets of names, each by one request for one set.
-func (h *hosted) read(ctx context.Context, id string, names []string) (map[string]recordSet, error) {
-	out := map[string]recordSet{}
-	for _, name := range names {
-		page, err := h.api.ListResourceRecordSets(ctx, &route53.ListResourceRecordSetsInput{
-			HostedZoneId: aws.String(id), StartRecordName: aws.String(name), StartRecordType: types.RRTypeTxt, MaxItems: aws.Int32(1),
-		})
-		if err != nil {
-			return nil, err
-		}
-		for _, set := range page.ResourceRecordSets { // the first at or after the name
-			if !sameName(aws.ToString(set.Name), name) || set.Type != types.RRTypeTxt {
-				continue
-			}
-			if set.SetIdentifier != nil {
-				return nil, fmt.Errorf("%s has a TXT record set with a routing policy (use a simple one)", bare(name))
-			}
-			s := recordSet{ttl: aws.ToInt64(set.TTL)}
-			for _, r := range set.ResourceRecords {
-				s.values = append(s.values, aws.ToString(r.Value))
-			}
-			out[name] = s
-		}
-	}
-	return out, nil
-}
-
-// zoneID finds the hosted zone. A private twin of a public zone is passed over:
-// CAs do not see it.
-func (h *hosted) zoneID(ctx context.Context, zone string) (string, error) {
-	if h.id != "" {
-		return h.id, nil
-	}
-	h.mu.Lock()
-	id := h.ids[zone]
-	h.mu.Unlock()
-	if id != "" {
-		return id, nil
-	}
-	page, err := h.api.ListHostedZonesByName(ctx, &route53.ListHostedZonesByNameInput{
-		DNSName: aws.String(zone), MaxItems: aws.Int32(route53Zones),
-	})
-	if err != nil {
-		return "", err
-	}
-	var public, private []string
-	for _, z := range page.HostedZones {
-		switch {
-		case !sameName(aws.ToString(z.Name), zone):
-		case z.Config != nil && z.Config.PrivateZone:
-			private = append(private, aws.ToString(z.Id))
-		default:
-			public = append(public, aws.ToString(z.Id))
-		}
-	}
-	found := public
-	if len(found) == 0 {
-		found = private
-	}
-	if len(found) != 1 {
-		return "", zoneCountError(len(found))
-	}
-	id = strings.TrimPrefix(found[0], "/hostedzone/")
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.ids[zone] = id
-	return id, nil
-}
-
-// zoneCountError is the number of hosted zones of a name where one was wanted.
-type zoneCountError int
-
-func (n zoneCountError) Error() string {
-	return fmt.Sprintf("%d hosted zones of this name", int(n))
-}
-
-// quoted returns the values of TXT records as Route 53 writes them, by name.
-// Record.check has refused what would need escapes.
-func quoted(zone string, records []libdns.Record) map[string][]string {
-	out := map[string][]string{}
-	for _, r := range records {
-		rr := r.RR()
-		name := libdns.AbsoluteName(rr.Name, zone)
-		out[name] = append(out[name], `"`+rr.Data+`"`)
-	}
-	return out
-}
-
-// explainRoute53 reads the SDK's errors.
+// explainRoute53 reads the errors of the SDK, which libdns wraps, and its own.
 func explainRoute53(err error) refusal {
 	const actions = "the least that edge needs: route53:ListHostedZonesByName on *, and route53:ListResourceRecordSets and " +
 		"route53:ChangeResourceRecordSets on the hosted zone"
-	if count, ok := errors.AsType[zoneCountError](err); ok {
-		if count == 0 {
-			return refusal{"NoSuchHostedZone: these credentials see no hosted zone of this name", "is it in another account? hosted_zone_id names one directly"}
-		}
-		return refusal{count.Error(), "choose one by hosted_zone_id"}
-	}
 	var api interface {
 		error
 		ErrorCode() string
 		ErrorMessage() string
 	}
 	if !errors.As(err, &api) {
+		said := oneLine(err.Error())
 		switch {
-		case strings.Contains(err.Error(), "credentials"):
-			return refusal{"no AWS credentials: " + oneLine(err.Error()), "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role"}
+		case strings.HasPrefix(said, "HostedZoneNotFound"): // libdns' own
+			return refusal{"NoSuchHostedZone: these credentials see no hosted zone of this name", "is it in another account? hosted_zone_id names one directly"}
+		case strings.HasPrefix(said, "failed to parse"): // libdns', any record of the zone
+			return refusal{said, "libdns reads the whole zone: correct that record, or lead the challenge name to another zone by CNAME"}
+		case strings.Contains(said, "credentials"):
+			return refusal{"no AWS credentials: " + said, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role"}
+		case isTimeout(err):
+			return refusal{"Route 53 did not finish in time: " + said, "edge needs HTTPS to route53.amazonaws.com, " +
+				"and lists the zone once for each name: lead the challenge names of a big one to a small one by CNAME"}
 		case isNetwork(err):
 			return refusal{"Route 53 cannot be reached: " + reason(err), "edge needs HTTPS to route53.amazonaws.com"}
 		}
-		return refusal{reason: oneLine(err.Error())}
+		return refusal{reason: said}
 	}
 	words := api.ErrorMessage()
 	var batch *types.InvalidChangeBatch

@@ -1,10 +1,14 @@
 package dns
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
-	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -16,8 +20,10 @@ import (
 	"edge/internal/acmelab"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/route53"
 	"github.com/aws/aws-sdk-go-v2/service/route53/types"
+	"github.com/libdns/libdns"
 	miekg "github.com/miekg/dns"
 )
 
@@ -45,7 +51,49 @@ func route53Solver(t *testing.T, d *acmelab.DNS, c config.Route53) *Solver {
 	return solver(t, d, Options{Providers: []*config.Provider{{Name: "aws", Route53: &c}}})
 }
 
-func TestRoute53TakesWholeOrderInOneChange(t *testing.T) {
+// stranger is another user of the hosted zone.
+type stranger struct {
+	api  *route53.Client
+	zone string
+}
+
+func newStranger(f *acmelab.Route53) stranger {
+	return stranger{zone: f.ZoneID("example.test"), api: route53.New(route53.Options{
+		Region: "us-east-1", BaseEndpoint: &f.URL, Credentials: credentials.NewStaticCredentialsProvider("AKID", "secret", ""),
+	})}
+}
+
+// create makes a record set whose TTL is not ours.
+func (s stranger) create(t *testing.T, name string, kind types.RRType, values ...string) {
+	t.Helper()
+	set := &types.ResourceRecordSet{Name: aws.String(name), Type: kind, TTL: aws.Int64(300)}
+	for _, v := range values {
+		set.ResourceRecords = append(set.ResourceRecords, types.ResourceRecord{Value: aws.String(v)})
+	}
+	if _, err := s.api.ChangeResourceRecordSets(t.Context(), &route53.ChangeResourceRecordSetsInput{
+		HostedZoneId: aws.String(s.zone),
+		ChangeBatch:  &types.ChangeBatch{Changes: []types.Change{{Action: types.ChangeActionCreate, ResourceRecordSet: set}}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ttl is that of the TXT records at name, 0 when there are none.
+func (s stranger) ttl(t *testing.T, name string) int64 {
+	t.Helper()
+	page, err := s.api.ListResourceRecordSets(t.Context(), &route53.ListResourceRecordSetsInput{HostedZoneId: aws.String(s.zone)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, set := range page.ResourceRecordSets {
+		if sameName(aws.ToString(set.Name), name) && set.Type == types.RRTypeTxt {
+			return aws.ToInt64(set.TTL)
+		}
+	}
+	return 0
+}
+
+func TestRoute53TakesOneChangeForAllValuesOfAName(t *testing.T) {
 	f, d := startRoute53(t, acmelab.Route53Options{})
 	p := present(t, route53Solver(t, d, config.Route53{}),
 		Record{challenge, "apex"}, Record{challenge, "wildcard"}, Record{"_acme-challenge.www.example.test", "www"})
@@ -63,38 +111,30 @@ func TestRoute53TakesWholeOrderInOneChange(t *testing.T) {
 	if names := d.TXTNames(); len(names) != 0 {
 		t.Errorf("left behind: %q", names)
 	}
-	for op, n := range f.Requests() {
-		if want := map[string]int{"ListHostedZonesByName": 1, "ChangeResourceRecordSets": 2}[op]; n != want {
-			t.Errorf("%s: %d requests, want %d", op, n, want)
-		}
+	want := map[string]int{"ListHostedZonesByName": 2, "ListResourceRecordSets": 4, "ChangeResourceRecordSets": 4}
+	if got := f.Requests(); !maps.Equal(got, want) {
+		t.Errorf("requests: %v, want %v", got, want)
 	}
 }
 
 func TestRoute53KeepsValuesOfOthers(t *testing.T) {
 	f, d := startRoute53(t, acmelab.Route53Options{})
 	s := route53Solver(t, d, config.Route53{HostedZoneID: "/hostedzone/" + f.ZoneID("example.test")})
-	api := s.providers[0].backend.(*hosted).api
-	theirs := recordSet{ttl: 300, values: []string{`"theirs"`, `"stale"`}}
-	for _, c := range []types.Change{
-		change(types.ChangeActionCreate, challenge+".", theirs.ttl, theirs.values),
-		change(types.ChangeActionCreate, "_acme-challenge.b2.example.test.", 300, []string{`"next in the list"`}),
-	} {
-		if _, err := api.ChangeResourceRecordSets(t.Context(), &route53.ChangeResourceRecordSetsInput{
-			HostedZoneId: aws.String(f.ZoneID("example.test")), ChangeBatch: &types.ChangeBatch{Changes: []types.Change{c}},
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p := present(t, s, Record{challenge, "ours"}, Record{challenge, "stale"}, Record{"_acme-challenge.b.example.test", "b"})
-	if got, want := d.TXT(challenge), []string{"ours", "stale", "theirs"}; !slices.Equal(got, want) {
+	other := newStranger(f)
+	other.create(t, challenge, types.RRTypeTxt, `"theirs"`, `"too"`)
+	other.create(t, "_acme-challenge.b2.example.test.", types.RRTypeTxt, `"next in the list"`)
+	p := present(t, s, Record{challenge, "ours"}, Record{"_acme-challenge.b.example.test", "b"})
+	if got, want := d.TXT(challenge), []string{"ours", "theirs", "too"}; !slices.Equal(got, want) {
 		t.Errorf("values: %q, want %q", got, want)
 	}
 	if err := p.CleanUp(t.Context()); err != nil {
 		t.Error(err)
 	}
-	got, err := s.providers[0].backend.(*hosted).read(t.Context(), f.ZoneID("example.test"), []string{challenge + "."})
-	if set := got[challenge+"."]; err != nil || set.ttl != 300 || !slices.Equal(set.values, []string{`"theirs"`}) {
-		t.Errorf("after CleanUp: %+v, error %v", set, err)
+	if got, want := d.TXT(challenge), []string{"theirs", "too"}; !slices.Equal(got, want) {
+		t.Errorf("after CleanUp: %q, want %q", got, want)
+	}
+	if got := other.ttl(t, challenge); got != 300 {
+		t.Errorf("after CleanUp: TTL %d, want 300", got)
 	}
 	if names := d.TXTNames(); len(names) != 2 {
 		t.Errorf("after CleanUp: records at %q", names)
@@ -104,16 +144,39 @@ func TestRoute53KeepsValuesOfOthers(t *testing.T) {
 	}
 }
 
-func TestRoute53ReplicasDoNotLoseEachOthersValues(t *testing.T) {
+func TestRoute53HeirPresentsWhatIsThere(t *testing.T) {
 	f, d := startRoute53(t, acmelab.Route53Options{})
+	other := newStranger(f)
+	other.create(t, challenge, types.RRTypeTxt, `"theirs"`, `"apex"`)
+	other.create(t, "_acme-challenge.www.example.test", types.RRTypeTxt, `"www"`)
+	s := route53Solver(t, d, config.Route53{})
+	for range 2 { // at first some of it is there, then all
+		p := present(t, s, Record{challenge, "apex"}, Record{challenge, "wildcard"}, Record{"_acme-challenge.www.example.test", "www"})
+		if got, want := d.TXT(challenge), []string{"apex", "theirs", "wildcard"}; !slices.Equal(got, want) {
+			t.Fatalf("values: %q, want %q", got, want)
+		}
+		t.Cleanup(func() {
+			if err := p.CleanUp(context.WithoutCancel(t.Context())); err != nil {
+				t.Error(err)
+			}
+			if got, want := d.TXT(challenge), []string{"theirs"}; !slices.Equal(got, want) {
+				t.Errorf("after CleanUp: %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestRoute53OrdersAtOneNameLoseNothing(t *testing.T) {
+	f, d := startRoute53(t, acmelab.Route53Options{})
+	newStranger(f).create(t, challenge, types.RRTypeTxt, `"theirs"`)
 	f.SetDelay(5 * time.Millisecond)
+	s := route53Solver(t, d, config.Route53{})
 	var want []string
-	var presented [4]*Presented
+	var presented [6]*Presented
 	var wg sync.WaitGroup
 	for i := range presented {
-		value := fmt.Sprintf("replica%d", i)
+		value := fmt.Sprintf("order%d", i)
 		want = append(want, value)
-		s := route53Solver(t, d, config.Route53{}) // each its own, as in its own process
 		wg.Go(func() {
 			var err error
 			if presented[i], err = s.Present(t.Context(), []Record{{challenge, value}}); err != nil {
@@ -122,7 +185,7 @@ func TestRoute53ReplicasDoNotLoseEachOthersValues(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if got := d.TXT(challenge); !slices.Equal(got, want) {
+	if got, want := d.TXT(challenge), append(want, "theirs"); !slices.Equal(got, want) {
 		t.Fatalf("values: %q, want %q", got, want)
 	}
 	for _, p := range presented {
@@ -133,35 +196,93 @@ func TestRoute53ReplicasDoNotLoseEachOthersValues(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if names := d.TXTNames(); len(names) != 0 {
-		t.Errorf("left behind: %q", names)
+	if got, want := d.TXT(challenge), []string{"theirs"}; !slices.Equal(got, want) {
+		t.Errorf("after CleanUp: %q, want %q", got, want)
 	}
 }
 
-func TestRoute53ZoneIsThePublicOne(t *testing.T) {
-	_, d := startRoute53(t, acmelab.Route53Options{Private: []string{"example.test"}})
-	present(t, route53Solver(t, d, config.Route53{}), Record{challenge, "v"})
+func TestRoute53CallsEndWithTheirContext(t *testing.T) {
+	f, d := startRoute53(t, acmelab.Route53Options{})
+	asked, release := make(chan struct{}, 1), make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	f.SetFail(func(string) (int, string) {
+		asked <- struct{}{}
+		<-release
+		return http.StatusServiceUnavailable, "ServiceUnavailable"
+	})
+	s := route53Solver(t, d, config.Route53{})
+	p := s.providers[0]
+	records := []libdns.Record{libdns.TXT{Name: "_acme-challenge", Text: "v", TTL: recordTTL}}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	first := make(chan error, 1)
+	go func() {
+		_, err := p.backend.AppendRecords(ctx, "example.test.", records)
+		first <- err
+	}()
+	<-asked
+	brief, stop := context.WithTimeout(t.Context(), time.Millisecond)
+	defer stop()
+	for name, call := range map[string]func(context.Context, string, []libdns.Record) ([]libdns.Record, error){
+		"AppendRecords": p.backend.AppendRecords, "DeleteRecords": p.backend.DeleteRecords,
+	} {
+		_, err := call(brief, "example.test.", records)
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s that waits for its turn: %v", name, err)
+		}
+		wantError(t, p.fail("add to", "example.test.", err), "did not finish in time: wait for changes of other orders", "CNAME")
+	}
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("AppendRecords that waits for an answer: %v", err)
+	}
+}
+
+func TestRoute53HostedZoneIDChoosesThePublicZone(t *testing.T) {
+	f, d := startRoute53(t, acmelab.Route53Options{Private: []string{"example.test"}})
+	present(t, route53Solver(t, d, config.Route53{HostedZoneID: f.ZoneID("example.test")}), Record{challenge, "v"})
 	if got := d.TXT(challenge); len(got) != 1 { // a private zone is not seen in DNS
 		t.Errorf("values: %q", got)
 	}
+	s := solver(t, d, Options{Providers: []*config.Provider{{Name: "aws", Route53: &config.Route53{}}}, Timeout: 50 * time.Millisecond})
+	p := present(t, s, Record{"_acme-challenge.www.example.test", "v"})
+	wantError(t, p.Wait(t.Context()), "not visible", "private hosted zone of the same name", "hosted_zone_id")
+	if err := p.CleanUp(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
-func TestRoute53ZoneThatIsAbsentOrAmbiguousIsExplained(t *testing.T) {
-	_, d := startRoute53(t, acmelab.Route53Options{})
+func TestRoute53RegionIsConfiguredOrTheEnvironments(t *testing.T) {
+	startRoute53(t, acmelab.Route53Options{})
+	for _, c := range []struct{ configured, environment, want string }{
+		{"", "", "us-east-1"},
+		{"", "cn-north-1", "cn-north-1"},
+		{"us-gov-west-1", "cn-north-1", "us-gov-west-1"},
+	} {
+		t.Setenv("AWS_REGION", c.environment)
+		p, err := newProvider(&config.Provider{Name: "aws", Route53: &config.Route53{Region: c.configured}}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.backend.(hosted).api.Region; got != c.want {
+			t.Errorf("%+v: region %q", c, got)
+		}
+	}
+}
+
+func TestRoute53ZoneThatIsAbsentIsExplained(t *testing.T) {
+	startRoute53(t, acmelab.Route53Options{})
 	elsewhere := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.invalid"}})
 	s := route53Solver(t, elsewhere, config.Route53{})
 	_, err := s.Present(t.Context(), []Record{{"_acme-challenge.example.invalid", "v"}})
 	wantError(t, err, "zone example.invalid", "provider aws (route53)", "NoSuchHostedZone", "hosted_zone_id")
+}
 
-	two := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		zone := `<HostedZone><Id>/hostedzone/Z</Id><Name>example.test.</Name><CallerReference>c</CallerReference></HostedZone>`
-		fmt.Fprintf(w, `<ListHostedZonesByNameResponse xmlns="https://route53.amazonaws.com/doc/2013-04-01/"><HostedZones>%s%s</HostedZones>`+
-			`<IsTruncated>false</IsTruncated><MaxItems>10</MaxItems></ListHostedZonesByNameResponse>`, zone, zone)
-	}))
-	defer two.Close()
-	t.Setenv("AWS_ENDPOINT_URL_ROUTE_53", two.URL)
-	_, err = route53Solver(t, d, config.Route53{}).Present(t.Context(), []Record{{challenge, "v"}})
-	wantError(t, err, "2 hosted zones of this name", "hosted_zone_id")
+func TestRoute53RecordThatLibdnsCannotReadIsExplained(t *testing.T) {
+	f, d := startRoute53(t, acmelab.Route53Options{})
+	newStranger(f).create(t, "odd.example.test", types.RRTypeSrv, "1 2 3 host.example.test.")
+	_, err := route53Solver(t, d, config.Route53{}).Present(t.Context(), []Record{{challenge, "v"}})
+	wantError(t, err, "provider aws (route53)", "SRV record odd", "correct that record")
 }
 
 func TestRoute53RefusalsAreExplained(t *testing.T) {
@@ -211,22 +332,13 @@ func TestRoute53OutOfReachIsExplained(t *testing.T) {
 
 func TestRoute53GivesUpOnSetThatCannotBe(t *testing.T) {
 	f, d := startRoute53(t, acmelab.Route53Options{})
-	s := route53Solver(t, d, config.Route53{})
-	alias := types.Change{Action: types.ChangeActionCreate, ResourceRecordSet: &types.ResourceRecordSet{
-		Name: aws.String(challenge), Type: types.RRTypeCname, TTL: aws.Int64(60),
-		ResourceRecords: []types.ResourceRecord{{Value: aws.String("elsewhere.test.")}},
-	}}
-	if _, err := s.providers[0].backend.(*hosted).api.ChangeResourceRecordSets(t.Context(), &route53.ChangeResourceRecordSetsInput{
-		HostedZoneId: aws.String(f.ZoneID("example.test")), ChangeBatch: &types.ChangeBatch{Changes: []types.Change{alias}},
-	}); err != nil {
-		t.Fatal(err)
-	}
+	newStranger(f).create(t, challenge, types.RRTypeCname, "elsewhere.test.")
 	d.SetFault(func(q acmelab.Query) (int, bool) { // a resolver that has not heard of the CNAME
 		return miekg.RcodeNameError, q.Type == miekg.TypeCNAME
 	})
-	_, err := s.Present(t.Context(), []Record{{challenge, "v"}})
+	_, err := route53Solver(t, d, config.Route53{}).Present(t.Context(), []Record{{challenge, "v"}})
 	wantError(t, err, "InvalidChangeBatch", "conflicting RRSet of type CNAME")
-	if n := f.Requests()["ChangeResourceRecordSets"]; n > route53Swaps+2 { // and the CNAME, and a look when it is taken back
+	if n := f.Requests()["ChangeResourceRecordSets"]; n != 3 { // the CNAME, and two tries
 		t.Errorf("%d changes tried", n)
 	}
 }
@@ -244,4 +356,22 @@ func TestBadAWSProfileIsAnErrorOfNew(t *testing.T) {
 	t.Setenv("AWS_PROFILE", "nobody")
 	_, err := New(Options{Providers: []*config.Provider{{Name: "aws", Route53: &config.Route53{}}}})
 	wantError(t, err, "DNS provider aws", "AWS configuration", "nobody", "check AWS_PROFILE") // libdns/route53 ends the process here
+}
+
+func TestAWSProfileThatGoesAwayLaterDoesNotEndTheProcess(t *testing.T) {
+	_, d := startRoute53(t, acmelab.Route53Options{})
+	path := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(path, []byte("[profile edge]\nregion = us-east-1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("AWS_CONFIG_FILE", path)
+	t.Setenv("AWS_PROFILE", "edge")
+	s := route53Solver(t, d, config.Route53{})
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	present(t, s, Record{challenge, "v"})
+	if got := d.TXT(challenge); len(got) != 1 {
+		t.Errorf("values: %q", got)
+	}
 }

@@ -28,11 +28,12 @@ func (p *Presented) Wait(ctx context.Context) error {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, p.solver.timeout)
 	defer cancel()
-	zones := map[string]want{}
+	zones, advice := map[string]want{}, map[string]string{}
 	for _, g := range p.groups {
 		if zones[g.zone] == nil {
 			zones[g.zone] = want{}
 		}
+		advice[g.zone] = g.provider.unseen
 		for _, r := range g.records {
 			zones[g.zone][r.Name] = append(zones[g.zone][r.Name], r.Value)
 		}
@@ -41,7 +42,7 @@ func (p *Presented) Wait(ctx context.Context) error {
 	errs := make([]error, len(names))
 	var wg sync.WaitGroup
 	for i, zone := range names {
-		wg.Go(func() { errs[i] = p.solver.waitZone(ctx, zone, zones[zone]) })
+		wg.Go(func() { errs[i] = p.solver.waitZone(ctx, zone, zones[zone], advice[zone]) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -53,8 +54,8 @@ func (p *Presented) Wait(ctx context.Context) error {
 // want is the values that have to be seen, by name.
 type want map[string][]string
 
-// waitZone waits for the servers of one zone.
-func (s *Solver) waitZone(ctx context.Context, zone string, wanted want) error {
+// waitZone waits for the servers of one zone. The error ends with the advice.
+func (s *Solver) waitZone(ctx context.Context, zone string, wanted want, advice string) error {
 	servers, err := s.witnesses(ctx, zone)
 	if err != nil {
 		return fmt.Errorf("zone %s: name servers: %w (set resolvers or authoritative in the issuer)", bare(zone), err)
@@ -79,6 +80,9 @@ func (s *Solver) waitZone(ctx context.Context, zone string, wanted want) error {
 	hint := "is propagation slow, or a server out of reach from here? See resolvers and authoritative in the issuer"
 	if s.authoritative.Off {
 		hint = "resolvers remember for a while that a name did not exist; authoritative servers do not"
+	}
+	if advice != "" {
+		hint += "; " + advice
 	}
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return fmt.Errorf("zone %s: %w: %s", bare(zone), context.Cause(ctx), strings.Join(open, "; "))
