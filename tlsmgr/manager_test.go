@@ -317,6 +317,20 @@ func TestReplicasThatDisagreeDoNotFightOverOneCertificate(t *testing.T) {
 	}
 }
 
+func TestCertificateThatIsDueAtOnceCountsAsAFailure(t *testing.T) {
+	ca, now := newTestCA(t), time.Now()
+	m := New(Options{Logger: (&logs{}).logger()})
+	b := Bundle{ID: "b", Names: []string{"a.test"}, KeyType: config.P256}
+	for left, want := range map[time.Duration]bool{time.Hour: true, time.Minute: false} {
+		c := ca.certificate(t, "b", config.P256, now.Add(-time.Minute*30), now.Add(left), "a.test")
+		c.object.Directory = "https://ca.test/dir"
+		m.keep(t.Context(), "b", &stored{version: store.Version(left.String()), cert: c})
+		if err := m.enough(b, "https://ca.test/dir"); (err == nil) != want {
+			t.Errorf("%s of life left: %v, want enough %v", left, err, want)
+		}
+	}
+}
+
 func TestContestsGrowRarer(t *testing.T) {
 	j, now := &job{settled: true}, time.Now()
 	l := &stored{cert: &certificate{object: &object{Owner: "other"}}}

@@ -212,7 +212,21 @@ func (m *Manager) attempt(ctx context.Context, s *store.Store, st *state, b Bund
 		}
 		return err
 	}
-	return m.commit(ctx, s, o, l.version)
+	if err := m.commit(ctx, s, o, l.version); err != nil {
+		return err
+	}
+	return m.enough(b, i.config.Directory)
+}
+
+// enough makes sure that what was obtained ends the need for it. A CA that
+// issues certificates which are due at once would be asked without a pause.
+func (m *Manager) enough(b Bundle, directory string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if why := b.needs(m.loaded[b.ID], directory, time.Now()); why != needNothing {
+		return fmt.Errorf("the new certificate is served, but %s (is the lifetime that the CA gives too short?)", why)
+	}
+	return nil
 }
 
 // lease takes the lease of a bundle. While another holds it, it waits without a
