@@ -250,12 +250,14 @@ func (s *stubborn) request() *Request {
 }
 
 func TestCloseLeavesNobodyInTheClientsBody(t *testing.T) {
-	s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		http.NewResponseController(w).EnableFullDuplex()
-		io.WriteString(w, "early")
+	url := script(t, func(c net.Conn, r *bufio.Reader) {
+		if _, err := head(r); err == nil {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly")
+			<-closedByPeer(r)
+		}
 	})
 	body := newStubborn()
-	resp := do(t, open(t, poolOf(s.URL)), body.request())
+	resp := do(t, open(t, poolOf(url)), body.request())
 	within(t, patience, "upload", body.entered)
 	if got := text(t, resp); got != "early" {
 		t.Errorf("reply %q, want early", got)
