@@ -91,7 +91,7 @@ type RFC2136 struct {
 // Route53 is Amazon Route 53; the zero value uses the SDK's default credential chain.
 type Route53 struct {
 	Region       string
-	HostedZoneID string
+	HostedZoneID string // needed where a private zone has the name too: by name, whichever Route 53 lists first is used
 }
 
 // Cloudflare is Cloudflare's DNS API.
