@@ -78,7 +78,7 @@ func loadAuthority(path string) (authority, error) {
 	}
 	pem, err := os.ReadFile(path) //nolint:gosec // the path is the operator's
 	if err != nil {
-		return authority{}, fmt.Errorf("ca: %w", err)
+		return authority{}, fmt.Errorf("ca: %w (check the path, or leave tls.ca out for the system's roots)", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
