@@ -228,7 +228,7 @@ func TestWaitingForTheGuardEndsWithTheContext(t *testing.T) {
 }
 
 func TestDirectoriesComeAndGoUnderConcurrentWriters(t *testing.T) {
-	s, _ := newFile(t)
+	s, dir := newFile(t)
 	var wg sync.WaitGroup
 	for i := range 4 {
 		wg.Go(func() {
@@ -243,6 +243,9 @@ func TestDirectoriesComeAndGoUnderConcurrentWriters(t *testing.T) {
 	wg.Wait()
 	if got, err := s.List(t.Context(), "", true); err != nil || len(got) > 0 {
 		t.Errorf("left: %q, %v", got, err)
+	}
+	if got, err := os.ReadDir(dir); err != nil || len(got) != 1 {
+		t.Errorf("left on disk: %v, %v; want .edge alone", got, err)
 	}
 }
 

@@ -308,7 +308,8 @@ func (l *Lease) beat(ctx context.Context) error {
 
 // write replaces our record with next. A write of ours that arrived although
 // its reply did not shows as a conflict with our own nonce: then its version
-// is adopted and the write repeated.
+// is adopted and the write repeated. It does not count as a heartbeat itself,
+// because nobody knows when it arrived, and others count from there.
 func (l *Lease) write(ctx context.Context, next record) error {
 	var err error
 	for range writeAttempts {
@@ -327,9 +328,6 @@ func (l *Lease) write(ctx context.Context, next record) error {
 		case found.Nonce != l.record.Nonce:
 			l.taken = true
 			return fmt.Errorf("%w: %s", errTaken, found.holder())
-		case found.Beat == next.Beat && found.State == next.State:
-			l.wrote(next, version, sent)
-			return nil
 		case !errors.Is(err, ErrConflict):
 			return err
 		}

@@ -63,6 +63,9 @@ func TestLeaseIsLostOneTTLAfterTheLastHeartbeatThatArrived(t *testing.T) {
 				if err := context.Cause(ctx); !errors.Is(err, ErrLeaseLost) || !errors.Is(err, l.Err()) {
 					t.Errorf("cause %v, lease %v; want the same loss", err, l.Err())
 				}
+				if err := l.Release(t.Context()); err != nil {
+					t.Errorf("release of a lost lease while the storage is down: %v", err)
+				}
 			})
 		})
 	}
@@ -145,27 +148,90 @@ func TestLostRepliesDoNotLoseTheLease(t *testing.T) {
 	})
 }
 
+// late puts a heartbeat of l into the storage whose reply never came.
+func late(t *testing.T, d *memDriver, l *Lease) {
+	t.Helper()
+	r := l.record
+	r.Beat++
+	if _, _, err := d.put(t.Context(), l.key, r.encode(), condition{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestWriteThatArrivesLateIsAdopted(t *testing.T) {
+	for name, renew := range map[string]bool{"by a heartbeat": true, "by the release": false} {
+		want := `"beat":2` // after a late 1: no two writes are alike
+		if renew {
+			want = `"beat":4`
+		}
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &memDriver{}
+				l := mustAcquire(t, newMem(t, d, "a"), "x")
+				late(t, d, l)
+				if renew {
+					if err := l.Renew(t.Context()); err != nil {
+						t.Errorf("renew: %v", err)
+					}
+					late(t, d, l)
+				}
+				if err := l.Release(t.Context()); err != nil {
+					t.Errorf("release: %v", err)
+				}
+				if got := string(d.objects[l.key].value); !strings.Contains(got, `"state":"free"`) || !strings.Contains(got, want) {
+					t.Errorf("got %s, want a tombstone with %s", got, want)
+				}
+			})
+		})
+	}
+}
+
+// A holder that counted a late write as sent just now would believe in its
+// lease for longer than a waiter, who counts from when the write arrived.
+func TestHolderWithLostRepliesStopsBeforeItsHeirStarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var attempt atomic.Int32
 		d := &memDriver{}
-		l := mustAcquire(t, newMem(t, d, "a"), "x")
-		// A heartbeat of ours that timed out and landed after all.
-		late := l.record
-		late.Beat++
-		if _, _, err := d.put(t.Context(), l.key, late.encode(), condition{}); err != nil {
+		holder, heir := newMem(t, d, "holder"), newMem(t, d, "heir")
+		l := mustAcquire(t, holder, "x")
+		d.fault = func(ctx context.Context, op, _ string) (error, error) {
+			switch {
+			case ctx.Value(heirKey{}) != nil:
+				return nil, nil
+			case op == "put" && attempt.Add(1) == 1:
+				return nil, errDown // arrives, but its reply and the read after it do not
+			case op == "put" && attempt.Load() == 2, op == "get" && attempt.Load() == 2:
+				return nil, nil // conflicts, and finds the first
+			}
+			return errDown, nil
+		}
+		lost := make(chan time.Time, 1)
+		go func() {
+			ctx, cancel := l.Context(t.Context())
+			defer cancel()
+			<-ctx.Done()
+			lost <- time.Now()
+		}()
+		next, err := heir.Acquire(context.WithValue(t.Context(), heirKey{}, true), "x")
+		if err != nil {
 			t.Fatal(err)
 		}
-		if err := l.Renew(t.Context()); err != nil {
-			t.Errorf("renew: %v", err)
+		taken := time.Now()
+		synctest.Wait()
+		select {
+		case at := <-lost:
+			t.Logf("lost %s before it was taken", taken.Sub(at))
+		default:
+			t.Error("two holders")
 		}
-		if err := l.Release(t.Context()); err != nil {
-			t.Errorf("release: %v", err)
-		}
-		if got := string(d.objects[l.key].value); !strings.Contains(got, `"state":"free"`) {
-			t.Errorf("got %s, want a tombstone", got)
+		d.fault = nil
+		if err := next.Release(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 }
+
+type heirKey struct{}
 
 func TestDeletedRecordIsALostLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -257,6 +257,12 @@ func TestSilentServerEndsWithTheContext(t *testing.T) {
 	if err := s.Probe(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want the caller's deadline", err)
 	}
+	reason := errors.New("lease lost")
+	ctx, end := context.WithCancelCause(t.Context())
+	time.AfterFunc(10*time.Millisecond, func() { end(reason) })
+	if _, err := s.Load(ctx, "key"); !errors.Is(err, reason) {
+		t.Errorf("got %v, want the cause of the context", err)
+	}
 }
 
 func hang(_ http.ResponseWriter, r *http.Request) {
