@@ -160,6 +160,36 @@ func TestClientThatStopsSendingIs408(t *testing.T) {
 	}
 }
 
+// TestClientMayBeSilentWhileTheReplyRuns: once the reply has begun, a client
+// that listens need not talk.
+func TestClientMayBeSilentWhileTheReplyRuns(t *testing.T) {
+	e, _ := startModel(t, modelserver.Script{}, route(func(r *config.Route) { r.Timeouts.BodyIdle = 100 * time.Millisecond }))
+	bothProtocols(t, func(t *testing.T, protocol string) {
+		t.Helper()
+		pr, pw := io.Pipe()
+		defer pw.Close()
+		req, err := http.NewRequest(http.MethodPost, "https://a.example.com/duplex", pr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := e.client(t, protocol).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		for range 2 {
+			<-time.After(250 * time.Millisecond)
+			if _, err := io.WriteString(pw, "word"); err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, 4)
+			if _, err := io.ReadFull(resp.Body, got); err != nil {
+				t.Fatalf("after a silence: %v", err)
+			}
+		}
+	})
+}
+
 func TestTotalTimeIsBoundedOnlyWhenAsked(t *testing.T) {
 	e, m := startModel(t, modelserver.Script{Hang: true}, route(func(r *config.Route) { r.Timeouts.Request = 100 * time.Millisecond }))
 	bothProtocols(t, func(t *testing.T, protocol string) {
