@@ -38,11 +38,15 @@ func TestPlaintextIsRedirected(t *testing.T) {
 		method, target, host, location string
 		status                         int
 	}{
-		{"GET", "/v1?a=b;c&d=%2F", "A.example.com", "https://a.example.com:" + port + "/v1?a=b;c&d=%2F", 301},
-		{"HEAD", "/", "a.example.com:80", "https://a.example.com:" + port + "/", 301},
-		{"POST", "/v1/chat/completions", "unknown.example.net", "https://unknown.example.net:" + port + "/v1/chat/completions", 308},
-		{"GET", "/", "[::1]:80", "https://[::1]:" + port + "/", 301},
-		{"GET", "http://b.example.com/x", "a.example.com", "https://b.example.com:" + port + "/x", 301},
+		// To port 80: to 443, whatever the listener is bound to.
+		{"GET", "/v1?a=b;c&d=%2F", "A.example.com", "https://a.example.com/v1?a=b;c&d=%2F", 301},
+		{"HEAD", "/", "a.example.com:80", "https://a.example.com/", 301},
+		{"POST", "/v1/chat/completions", "unknown.example.net", "https://unknown.example.net/v1/chat/completions", 308},
+		{"GET", "/", "[::1]", "https://[::1]/", 301},
+		{"GET", "http://b.example.com/x", "a.example.com:8080", "https://b.example.com/x", 301},
+		// To another port: to the TLS listener's.
+		{"GET", "/x", "a.example.com:8080", "https://a.example.com:" + port + "/x", 301},
+		{"GET", "/", "[::1]:8080", "https://[::1]:" + port + "/", 301},
 		{"GET", "/", "a.example.com/evil", "", 400},
 		{"GET", "/", "a@b.example.com", "", 400},
 		{"GET", "/", "", "", 400},

@@ -132,14 +132,18 @@ func TestPort80Redirects(t *testing.T) {
 	}
 	_, port, _ := net.SplitHostPort(addr)
 	client := w.client(plain, false)
-	resp, err := client.Get("http://chat.example.test/v1/models?a=1;b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	want := "https://chat.example.test:" + port + "/v1/models?a=1;b"
-	if got := resp.Header.Get("Location"); resp.StatusCode/100 != 3 || got != want {
-		t.Errorf("%s to %q, want %q", resp.Status, got, want)
+	for url, want := range map[string]string{
+		"http://chat.example.test/v1/models?a=1;b":      "https://chat.example.test/v1/models?a=1;b",
+		"http://chat.example.test:8080/v1/models?a=1;b": "https://chat.example.test:" + port + "/v1/models?a=1;b",
+	} {
+		resp, err := client.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := resp.Header.Get("Location"); resp.StatusCode/100 != 3 || got != want {
+			t.Errorf("%s: %s to %q, want %q", url, resp.Status, got, want)
+		}
 	}
 }
 
