@@ -151,14 +151,13 @@ func TestLostAccountIsReplacedAndTheOrderRepeated(t *testing.T) {
 	second.until(t, "example.test", StepLoaded)
 
 	lab.CA.ForgetAccounts()
-	more := labConfig(t, lab, "a.example.test", "a.b.example.test", "x.example.test")
-	more.Storage = cfg.Storage
+	more := labConfig(t, lab, "a.example.test")
 	more.Certificates["one"] = &config.Certificate{Names: []string{"one.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
 	commit(t, first.Manager, more)
 	first.until(t, "one", StepLoaded)
-	more.Certificates["two"] = &config.Certificate{Names: []string{"two.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
-	delete(more.Certificates, "one")
-	commit(t, second.Manager, more)
+	other := labConfig(t, lab, "a.example.test")
+	other.Certificates["two"] = &config.Certificate{Names: []string{"two.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
+	commit(t, second.Manager, other)
 	second.until(t, "two", StepLoaded)
 	if n := lab.CA.Requests(acmelab.PathNewAccount); n != 2 {
 		t.Errorf("%d accounts registered, want 2: one before and one after the loss", n)
