@@ -34,7 +34,7 @@ var layers = [][]string{
 var kit = []string{"internal/acmelab", "internal/modelserver", "internal/edgetest", "internal/memnet", "proxy/exchange/exchangetest", "tlsmgr/store/storetest"}
 
 // programs lists what is built on top and imported by nobody.
-var programs = []string{"cmd/edge", "lab/demo"}
+var programs = []string{"cmd/edge", "lab/demo", "lab/demo/stage"}
 
 // walls keeps a dependency behind the packages that hide it.
 var walls = map[string][]string{

@@ -5,37 +5,39 @@
 //
 //	go run ./lab/demo          stay up, with curl lines to paste
 //	go run ./lab/demo -once    exit after the first chat
+//
+// This program itself only builds the two that do the work, edge and stage, and
+// says how far it is: it has no dependencies, so it runs at once, where a
+// first build of all of them takes a minute.
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
-
-	"edge/internal/acmelab"
-	"edge/internal/edgetest"
-	"edge/internal/modelserver"
 )
 
 const (
-	zone     = "demo.test"
-	chatHost = "llama.models." + zone // under the wildcard
-	patience = 3 * time.Minute        // for the whole of it, the build included
+	patience = 10 * time.Minute // for a build that downloads every module
+	tellAll  = 3 * time.Second
 )
 
 func main() {
 	once := flag.Bool("once", false, "exit after the first chat")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *once, os.Stdout)
+	err := run(ctx, *once)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -43,137 +45,71 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, once bool, out io.Writer) (err error) {
-	say := newNarrator(out)
-	say.title("edge demo: from names to tokens, on real parts")
+func run(ctx context.Context, once bool) (err error) {
 	dir, err := os.MkdirTemp("", "edge-demo-")
 	if err != nil {
 		return err
 	}
-	d := &demo{say: say, dir: dir}
-	defer func() { err = errors.Join(err, d.close()) }()
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := build(ctx, dir); err != nil {
+		return err
+	}
+	// The stage hears ^C itself, with this process, and ends its children.
+	stage := exec.CommandContext(context.WithoutCancel(ctx), filepath.Join(dir, "stage"), "-dir", dir, fmt.Sprintf("-once=%v", once)) //nolint:gosec // just built
+	stage.Stdout, stage.Stderr = os.Stdout, os.Stderr
+	if err := stage.Start(); err != nil {
+		return err
+	}
+	forward := context.AfterFunc(ctx, func() { _ = stage.Process.Signal(syscall.SIGTERM) }) // it may have ended
+	defer forward()
+	return stage.Wait()
+}
 
-	limited, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not done after %v", patience))
+// build compiles both programs into dir and says how many packages are done.
+func build(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	built := make(chan error, 1)
-	say.step("building cmd/edge (a first build takes a while)")
-	go func() {
-		d.binary, err = edgetest.Build(limited, dir)
-		built <- err
-	}()
-	if err := d.startLab(); err != nil {
-		return err
-	}
-	if err := say.while("still building", built); err != nil {
-		return err
-	}
-	if err := d.startEdge(limited); err != nil {
-		return err
-	}
-	if err := d.chat(limited); err != nil {
-		return err
-	}
-	if once {
-		return nil
-	}
-	d.invite()
-	<-ctx.Done()
-	say.step("stopping")
-	return nil
-}
-
-// demo is what runs.
-type demo struct {
-	say    *narrator
-	dir    string
-	binary string
-	lab    *acmelab.Lab
-	models []*modelserver.Server
-	edge   *edgetest.Process
-	addr   string // of edge's TLS listener
-}
-
-func (d *demo) close() error {
-	var errs []error
-	if d.edge != nil {
-		errs = append(errs, d.edge.Close())
-	}
-	for _, m := range d.models {
-		errs = append(errs, m.Close())
-	}
-	if d.lab != nil {
-		errs = append(errs, d.lab.Close())
-	}
-	return errors.Join(append(errs, os.RemoveAll(d.dir))...)
-}
-
-// startLab starts everything that edge talks to.
-func (d *demo) startLab() (err error) {
-	d.lab, err = acmelab.Start(acmelab.Options{DNS: acmelab.DNSOptions{Zones: []string{zone}}})
+	fmt.Fprintln(os.Stdout, "building edge and the lab around it (a first build takes a minute)")
+	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-o", dir, "edge/cmd/edge", "edge/lab/demo/stage") //nolint:gosec // dir is ours
+	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		return err
 	}
-	d.say.step("CA          Pebble              %s", d.lab.CA.Directory)
-	d.say.step("DNS         zone %s      %s (TSIG-signed updates)", zone, d.lab.DNS.Addr)
-	d.say.step("bucket      S3                  %s", d.lab.S3.Endpoint)
-	for _, name := range []string{"model-a", "model-b"} {
-		m, err := modelserver.Start(modelserver.Options{Name: name, Script: modelserver.Script{Tokens: strings.SplitAfter(words, " "), Delay: 60 * time.Millisecond}})
-		if err != nil {
-			return err
-		}
-		d.models = append(d.models, m)
-		d.say.step("%s     OpenAI chat         %s", name, m.URL)
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the go command: %w (the demo needs Go and runs in edge's source tree)", err)
 	}
-	for name, data := range map[string][]byte{"ca-api.pem": d.lab.CA.APICertPEM, "roots.pem": d.lab.CA.RootsPEM} {
-		if err := os.WriteFile(filepath.Join(d.dir, name), data, 0o600); err != nil {
-			return err
+	var packages atomic.Int64
+	said := make(chan string, 1)
+	go func() { said <- follow(stderr, &packages) }()
+	tick := time.NewTicker(tellAll)
+	defer tick.Stop()
+	for {
+		select {
+		case text := <-said:
+			if err := cmd.Wait(); err != nil {
+				return fmt.Errorf("build: %w\n%s", err, text)
+			}
+			return nil
+		case <-tick.C:
+			fmt.Fprintf(os.Stdout, "%6.2fs  %d packages compiled\n", time.Since(start).Seconds(), packages.Load())
 		}
 	}
-	return os.WriteFile(d.path("routes.yaml"), []byte(d.routes()), 0o600)
 }
 
-func (d *demo) path(name string) string { return filepath.Join(d.dir, name) }
-
-// routes is the configuration that edge runs with.
-func (d *demo) routes() string {
-	return fmt.Sprintf(`version: 1
-listeners:
-  https: {address: "127.0.0.1:0"}
-  http: {address: "127.0.0.1:0", redirect: https}
-storage: %q
-providers:
-  dns: {rfc2136: {server: %q, key_name: %q, key: "env:DEMO_TSIG"}}
-issuers:
-  pebble:
-    acme: {directory: %q, email: ops@%s, ca: %q}
-    challenge: {type: dns-01, providers: [dns], resolvers: [%q], authoritative: [%q]}
-pools:
-  llama:
-    endpoints: [%q, %q]
-    balance: least_requests
-    health: {path: /health}
-routes:
-  - {name: chat, match: {host: ["*.models.%s", %q], path: /v1}, pool: llama}
-control: {socket: %q}
-observability: {log: {format: json, access: false}}
-`, d.lab.S3.StoreURL("certs", "demo"), d.lab.DNS.Addr, d.lab.DNS.Key.Name,
-		d.lab.CA.Directory, zone, d.path("ca-api.pem"), d.lab.DNS.Addr, d.lab.DNS.Addr,
-		d.models[0].URL, d.models[1].URL, zone, "models."+zone, d.path("control.sock"))
-}
-
-// startEdge runs the binary and tells what its log says of the certificate.
-func (d *demo) startEdge(ctx context.Context) (err error) {
-	d.say.step("edge run    two names, one wildcard: *.models.%s and models.%s", zone, zone)
-	d.edge, err = edgetest.Start(edgetest.Options{
-		Binary: d.binary, Config: d.path("routes.yaml"), Log: d.say.edge,
-		Env: append(d.lab.S3.Env(), "DEMO_TSIG="+d.lab.DNS.Key.Secret),
-	})
-	if err != nil {
-		return err
+// follow reads what go build -v says to its end: a line for each package, which
+// it counts, downloads, which it passes on, and errors, which it returns.
+func follow(r io.Reader, packages *atomic.Int64) string {
+	var rest strings.Builder
+	for sc := bufio.NewScanner(r); sc.Scan(); {
+		switch line := sc.Text(); {
+		case strings.HasPrefix(line, "go: downloading"):
+			fmt.Fprintln(os.Stdout, line)
+		case !strings.ContainsAny(line, " :#"):
+			packages.Add(1)
+		default:
+			fmt.Fprintln(&rest, line)
+		}
 	}
-	if err := d.edge.WaitReady(ctx); err != nil {
-		return err
-	}
-	d.addr, err = d.edge.Addr(ctx, "https")
-	return err
+	return rest.String()
 }

@@ -39,20 +39,6 @@ func (n *narrator) raw(s string) {
 	_, _ = io.WriteString(n.out, s) // a terminal that is gone ends the program anyway
 }
 
-// while waits for done and says every few seconds that it still does.
-func (n *narrator) while(what string, done <-chan error) error {
-	tick := time.NewTicker(4 * time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case err := <-done:
-			return err
-		case <-tick.C:
-			n.step("… %s", what)
-		}
-	}
-}
-
 // edge tells what a line of edge's log says, when it is worth telling.
 func (n *narrator) edge(l edgetest.Line) {
 	switch {
