@@ -127,7 +127,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 	if !errors.Is(err, cause) {
 		t.Error("the cause is lost")
 	}
-	if oneError(cause) != cause {
+	if same := oneError(cause); same != cause { //nolint:errorlint // identity is meant
 		t.Error("a good error was wrapped")
 	}
 	if err := joinLines([]error{cause, joined}); strings.Contains(err.Error(), "\n") || !errors.Is(err, cause) {

@@ -20,6 +20,7 @@ import (
 )
 
 func TestTwoReplicasPlaceOneOrderAndServeOneCertificate(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab, "*.example.test", "example.test", "a.b.example.test")
 	a := start(t, cfg, func(o *Options) { o.Owner = "a" })
@@ -38,6 +39,7 @@ func TestTwoReplicasPlaceOneOrderAndServeOneCertificate(t *testing.T) {
 }
 
 func TestFiveReplicasPlaceOneOrderForEachBundle(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{DNS: acmelab.DNSOptions{Zones: []string{"one.test", "two.test", "three.test"}}})
 	cfg := labConfig(t, lab, "*.one.test", "a.two.test", "b.two.test", "three.test")
 	replicas := make([]*replica, 5)
@@ -55,6 +57,7 @@ func TestFiveReplicasPlaceOneOrderForEachBundle(t *testing.T) {
 }
 
 func TestRestartLoadsAndOrdersNothing(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab, "a.example.test")
 	first := start(t, cfg, nil)
@@ -83,6 +86,7 @@ func TestRestartLoadsAndOrdersNothing(t *testing.T) {
 }
 
 func TestDeadReplicaIsTakenOver(t *testing.T) {
+	t.Parallel()
 	var arrived atomic.Bool
 	hold := make(chan struct{})
 	reached := make(chan struct{}, 100)
@@ -106,7 +110,8 @@ func TestDeadReplicaIsTakenOver(t *testing.T) {
 }
 
 func TestShortLivedCertificateIsRenewedUnderHandshakes(t *testing.T) {
-	lab := acmelab.New(t, acmelab.Options{CA: acmelab.CAOptions{Validity: 8 * time.Second}})
+	t.Parallel()
+	lab := acmelab.New(t, acmelab.Options{CA: acmelab.CAOptions{Validity: 10 * time.Second}})
 	m := start(t, labConfig(t, lab, "a.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
 	serials := map[string]bool{}
@@ -150,6 +155,7 @@ func TestRenewalIsAFractionOfTheLifetime(t *testing.T) {
 }
 
 func TestCAThatComesBackIsAskedAgain(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	lab.CA.SetDown(true)
 	m := start(t, labConfig(t, lab, "a.example.test"), nil)
@@ -165,6 +171,7 @@ func TestCAThatComesBackIsAskedAgain(t *testing.T) {
 }
 
 func TestStorageThatFailsTakesNothingAway(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab, "a.example.test")
 	m := start(t, cfg, func(o *Options) { o.Interval = 50 * time.Millisecond })
@@ -224,6 +231,7 @@ func rewrite(t *testing.T, m *Manager, id string, edit func(*object)) store.Vers
 }
 
 func TestNewerFormatIsNeverOverwritten(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	m := start(t, labConfig(t, lab, "a.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
@@ -241,6 +249,7 @@ func TestNewerFormatIsNeverOverwritten(t *testing.T) {
 }
 
 func TestUnusableObjectIsReplaced(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	m := start(t, labConfig(t, lab, "a.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
@@ -255,6 +264,7 @@ func TestUnusableObjectIsReplaced(t *testing.T) {
 }
 
 func TestDeletedObjectIsObtainedAgainWhileTheOldOneServes(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	m := start(t, labConfig(t, lab, "a.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
@@ -272,6 +282,7 @@ func TestDeletedObjectIsObtainedAgainWhileTheOldOneServes(t *testing.T) {
 }
 
 func TestPausedHolderCannotOverwriteWhatCameAfterIt(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab, "a.example.test")
 	m := start(t, cfg, nil)
@@ -291,6 +302,7 @@ func TestPausedHolderCannotOverwriteWhatCameAfterIt(t *testing.T) {
 }
 
 func TestReplicasThatDisagreeDoNotFightOverOneCertificate(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	a := start(t, labConfig(t, lab, "a.example.test"), func(o *Options) { o.Owner = "a" })
 	a.until(t, "example.test", StepLoaded)
@@ -347,6 +359,7 @@ func TestContestsGrowRarer(t *testing.T) {
 }
 
 func TestOldCertificateServesUntilItsSuccessorIsThere(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	m := start(t, labConfig(t, lab, "a.example.test", "b.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
@@ -368,6 +381,7 @@ func TestOldCertificateServesUntilItsSuccessorIsThere(t *testing.T) {
 }
 
 func TestCommitTriesAgainAtOnce(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab, "a.example.test")
 	path := strings.TrimPrefix(cfg.Providers["lab"].RFC2136.Key.Ref, "file:")
@@ -380,6 +394,7 @@ func TestCommitTriesAgainAtOnce(t *testing.T) {
 }
 
 func TestStopLeavesNoChallengeRecordAndNoLease(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{DNS: acmelab.DNSOptions{
 		Lag: func(acmelab.Query, time.Duration) bool { return false }, // the wait never ends
 	}})
@@ -432,6 +447,7 @@ func TestMissingFilesFailPrepareAndChangeNothing(t *testing.T) {
 }
 
 func TestChangeOfStorageWaitsForARestart(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab, "a.example.test")
 	m := start(t, cfg, nil)
@@ -449,6 +465,7 @@ func TestChangeOfStorageWaitsForARestart(t *testing.T) {
 }
 
 func TestStorageThatIgnoresConditionsIsNotWrittenTo(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	lab.S3.SetFail(func(r *http.Request) int {
 		r.Header.Del("If-Match")
@@ -481,6 +498,7 @@ func (b *busyCA) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func TestRateLimitIsRespected(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	m := ready(t, labConfig(t, lab, "a.example.test"), nil)
 	transport := m.state.Load().issuers["lab"].client.HTTPClient.Transport.(*acmeTransport)
@@ -501,6 +519,7 @@ func TestRateLimitIsRespected(t *testing.T) {
 }
 
 func TestStorageThatFailsAtTheLastStepCostsNoSecondOrder(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	var failed atomic.Int32
 	lab.S3.SetFail(func(r *http.Request) int {
@@ -558,6 +577,7 @@ func TestBackoffGrowsToAnHour(t *testing.T) {
 }
 
 func TestLoadEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	m := New(Options{Logger: (&logs{}).logger()})
 	commit(t, m, labConfig(t, lab, "a.example.test"))

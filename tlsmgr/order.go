@@ -227,7 +227,7 @@ func (o *order) finalize(ctx context.Context, key crypto.Signer) (chain string, 
 	if o.acme.Location == "" {
 		o.acme.Location = location
 	}
-	chains, err := o.issuer.client.GetCertificateChain(ctx, o.account.Account, o.acme.Certificate)
+	chains, err := o.issuer.client.GetCertificateChain(context.WithValue(ctx, onlyChainKey{}, true), o.account.Account, o.acme.Certificate)
 	if err != nil {
 		return "", o.issuer.explain("download the certificate", err)
 	}

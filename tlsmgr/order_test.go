@@ -18,6 +18,7 @@ import (
 )
 
 func TestWildcardAndApexAreOrderedTogetherAndServed(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	m := start(t, labConfig(t, lab, "*.example.test", "example.test", "llm.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
@@ -43,6 +44,7 @@ func TestWildcardAndApexAreOrderedTogetherAndServed(t *testing.T) {
 }
 
 func TestEachStepOfAnOrderIsTold(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	m := start(t, labConfig(t, lab, "a.example.test"), nil)
 	for _, step := range []Step{
@@ -53,6 +55,7 @@ func TestEachStepOfAnOrderIsTold(t *testing.T) {
 }
 
 func TestHundredNamesAreOneOrderOneUpdateAndOneWait(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	hosts := make([]string, 100)
 	for n := range hosts {
@@ -72,6 +75,7 @@ func TestHundredNamesAreOneOrderOneUpdateAndOneWait(t *testing.T) {
 }
 
 func TestKeyTypeIsTheConfiguredOne(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab)
 	for _, kind := range []config.KeyType{config.P256, config.P384, config.RSA2048} {
@@ -120,6 +124,7 @@ func TestProfileIsAlwaysTheSameOne(t *testing.T) {
 }
 
 func TestOrderAsksForTheProfile(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{CA: acmelab.CAOptions{Profiles: map[string]ca.Profile{
 		"classic": {ValidityPeriod: 3600}, "shortlived": {ValidityPeriod: 600}, "tlsserver": {ValidityPeriod: 7200},
 	}}})
@@ -136,13 +141,31 @@ func TestOrderAsksForTheProfile(t *testing.T) {
 	}
 }
 
+func TestDownloadOfAChainAsksForNothingElse(t *testing.T) {
+	t.Parallel()
+	lab := acmelab.New(t, acmelab.Options{CA: acmelab.CAOptions{Validity: 3 * time.Second}}) // no window that acmez would take
+	m := start(t, labConfig(t, lab, "a.example.test"), nil)
+	finalized := m.until(t, "example.test", StepValidate)
+	stored := m.until(t, "example.test", StepStored)
+	if d := stored.Time.Sub(finalized.Time); d > 2*time.Second {
+		t.Errorf("%s from the proof to the storage", d)
+	}
+	for _, path := range []string{"/draft-ietf-acme-ari-03/renewalInfo/", "/draft-ietf-acme-ari-02/renewalInfo/", "/renewalInfo/"} {
+		if n := lab.CA.Requests(path); n != 0 {
+			t.Errorf("%d requests for renewal information", n)
+		}
+	}
+}
+
 func TestBadNoncesAreRepeated(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{CA: acmelab.CAOptions{BadNonces: 30}})
 	m := start(t, labConfig(t, lab, "a.example.test", "b.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
 }
 
 func TestLostAccountIsReplacedAndTheOrderRepeated(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab, "a.example.test")
 	first := start(t, cfg, nil)
@@ -170,6 +193,7 @@ func TestLostAccountIsReplacedAndTheOrderRepeated(t *testing.T) {
 }
 
 func TestRefusalsAreOneLineWithAHint(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		lab  acmelab.CAOptions
 		edit func(t *testing.T, cfg *config.Config)

@@ -16,6 +16,7 @@ import (
 )
 
 func TestRecordsThatDoNotShowFailWithTheServersAnswer(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{DNS: acmelab.DNSOptions{Lag: func(acmelab.Query, time.Duration) bool { return false }}})
 	m := start(t, labConfig(t, lab, "a.example.test", "b.example.test"), func(o *Options) { o.DNSTimeout = 300 * time.Millisecond })
 	e := m.until(t, "example.test", StepFailed)
@@ -30,6 +31,7 @@ func TestRecordsThatDoNotShowFailWithTheServersAnswer(t *testing.T) {
 }
 
 func TestEveryNameThatTheCADoesNotBelieveIsTold(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{DNS: acmelab.DNSOptions{
 		Lag: func(q acmelab.Query, _ time.Duration) bool { return q.Network != "tcp" }, // how Pebble asks
 	}})
@@ -45,6 +47,7 @@ func TestEveryNameThatTheCADoesNotBelieveIsTold(t *testing.T) {
 }
 
 func TestDelegatedChallengeIsFollowed(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{DNS: acmelab.DNSOptions{Zones: []string{"example.test", "deleg.test"}}})
 	if err := lab.DNS.Add("_acme-challenge.a.example.test. 60 IN CNAME a.deleg.test."); err != nil {
 		t.Fatal(err)
@@ -54,6 +57,7 @@ func TestDelegatedChallengeIsFollowed(t *testing.T) {
 }
 
 func TestStorageThatIsDownAtTheStartHoldsUpNothingElse(t *testing.T) {
+	t.Parallel()
 	lab, ca := acmelab.New(t, acmelab.Options{}), newTestCA(t)
 	lab.S3.SetFail(func(*http.Request) int { return http.StatusForbidden })
 	cfg := labConfig(t, lab, "a.example.test")
@@ -75,6 +79,7 @@ func TestStorageThatIsDownAtTheStartHoldsUpNothingElse(t *testing.T) {
 }
 
 func TestOrdersInFlightAreBounded(t *testing.T) {
+	t.Parallel()
 	zones := make([]string, 3*maxOrders)
 	hosts := make([]string, len(zones))
 	for n := range zones {
@@ -99,6 +104,7 @@ func TestOrdersInFlightAreBounded(t *testing.T) {
 }
 
 func TestTwoIssuersHaveAnAccountEach(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab)
 	second := *cfg.Issuers["lab"]
@@ -120,6 +126,7 @@ func TestTwoIssuersHaveAnAccountEach(t *testing.T) {
 }
 
 func TestUnreadableAccountIsNotReplaced(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab, "a.example.test")
 	s, err := store.Open(t.Context(), cfg.Storage.URL, store.Options{})
@@ -147,6 +154,7 @@ func TestUnreadableAccountIsNotReplaced(t *testing.T) {
 }
 
 func TestBundleThatIsNotWantedAnyMoreIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab, "a.example.test")
 	s, err := store.Open(t.Context(), cfg.Storage.URL, store.Options{})
@@ -176,6 +184,7 @@ func TestBundleThatIsNotWantedAnyMoreIsNotWaitedFor(t *testing.T) {
 }
 
 func TestForeignObjectsAreIgnoredAndLeftoversServe(t *testing.T) {
+	t.Parallel()
 	lab, ca := acmelab.New(t, acmelab.Options{}), newTestCA(t)
 	cfg := labConfig(t, lab, "new.example.test")
 	s, err := store.Open(t.Context(), cfg.Storage.URL, store.Options{})
