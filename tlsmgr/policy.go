@@ -63,24 +63,59 @@ func (m *Manager) newListener(name string, c *config.Listener, routes []*config.
 		}
 		return made[d]
 	}
-	l.any = get(config.TLS{})
-	for _, r := range routes {
-		if !slices.Contains(r.Listeners, name) {
-			continue
-		}
-		p := get(r.TLS)
-		if len(r.Hosts) == 0 {
-			l.any = p
-		}
-		for _, h := range r.Hosts {
-			if hostname.IsWildcard(h) {
-				l.below[hostname.Parent(h)] = p
-			} else {
-				l.exact[h] = p
-			}
+	hosts := hostsOf(name, routes)
+	l.any = get(hosts[""].tls)
+	for h := range hosts {
+		if hostname.IsWildcard(h) {
+			l.below[hostname.Parent(h)] = get(reach(hosts, h, ""))
+		} else if h != "" {
+			l.exact[h] = get(reach(hosts, h, hostname.Wildcard(h), ""))
 		}
 	}
 	return l
+}
+
+// site is what the routes of one host pattern ask for.
+type site struct {
+	tls   config.TLS
+	whole bool // one of them takes every path
+}
+
+// hostsOf collects the routes on a listener by host pattern; "" is any host.
+// Those of one pattern ask alike, or config refuses them.
+func hostsOf(listenerName string, routes []*config.Route) map[string]site {
+	out := map[string]site{}
+	for _, r := range routes {
+		if !slices.Contains(r.Listeners, listenerName) {
+			continue
+		}
+		hosts := r.Hosts
+		if len(hosts) == 0 {
+			hosts = []string{""}
+		}
+		for _, h := range hosts {
+			s := out[h]
+			s.tls.MinVersion = max(s.tls.MinVersion, r.TLS.MinVersion)
+			s.whole = s.whole || r.Path == "/" && !r.Exact
+			out[h] = s
+		}
+	}
+	return out
+}
+
+// reach is what a connection for a host has to satisfy. A path that no route of
+// the host takes falls through to the wildcard's routes and to those of any
+// host, so it is what all that can be reached ask for.
+func reach(hosts map[string]site, patterns ...string) config.TLS {
+	var all config.TLS
+	for _, pattern := range patterns {
+		s := hosts[pattern]
+		all.MinVersion = max(all.MinVersion, s.tls.MinVersion)
+		if s.whole {
+			break
+		}
+	}
+	return all
 }
 
 func (m *Manager) newPolicy(listenerName string, d demand, c *config.Listener) *policy {

@@ -64,6 +64,37 @@ func TestPolicyOfAHostIsTheLargerMinimum(t *testing.T) {
 	}
 }
 
+// A path that a host's own routes do not take falls through to the wildcard's,
+// so a connection for the host must satisfy what those ask for, unless nothing
+// can fall through.
+func TestPolicyOfAHostCoversTheRoutesThatItsPathsFallThroughTo(t *testing.T) {
+	route := func(host, path string, minVersion uint16) *config.Route {
+		r := &config.Route{Name: host + path, Path: path, Listeners: []string{"https"}, TLS: config.TLS{MinVersion: minVersion}}
+		if host != "" {
+			r.Hosts = []string{host}
+		}
+		return r
+	}
+	const strict = tls.VersionTLS13
+	m, _ := policyManager(t, func(cfg *config.Config) {
+		cfg.Routes = []*config.Route{
+			route("*.a.test", "/", strict), route("part.a.test", "/public", 0), route("whole.a.test", "/", 0),
+			route("a.test", "/x", 0), route("", "/y", strict),
+		}
+	})
+	l := m.state.Load().listeners["https"]
+	for name, want := range map[string]uint16{
+		"part.a.test": strict, "whole.a.test": tls.VersionTLS12, "other.a.test": strict, "a.test": strict, "b.test": strict,
+	} {
+		if got := l.policyOf(name).minVersion; got != want {
+			t.Errorf("%s: minimum %s, want %s", name, tls.VersionName(got), tls.VersionName(want))
+		}
+	}
+	if m.Same("whole.a.test", "part.a.test") {
+		t.Error("a connection for the lax host may carry requests that fall through to the strict one")
+	}
+}
+
 func TestListenersProtocolsAreOfferedByALPN(t *testing.T) {
 	for want, protocols := range map[string][]config.Protocol{
 		"h2":       {config.H1, config.H2},
@@ -272,5 +303,45 @@ func TestPolicyOfAHandshakeDoesNotAllocate(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(100, func() { m.Same("old.a.test", "other.a.test") }); n != 0 {
 		t.Errorf("Same: %v allocations, want 0", n)
+	}
+}
+
+func TestTicketOpensOnlyItsListener(t *testing.T) {
+	m, ca := policyManager(t, func(c *config.Config) {
+		other := *c.Listeners["https"]
+		other.Name = "other"
+		c.Listeners["other"] = &other
+		for _, r := range c.Routes {
+			r.Listeners = append(r.Listeners, "other")
+		}
+	})
+	cfg := client(ca, "old.a.test")
+	cfg.ClientSessionCache = &oneSession{}
+	for _, c := range []struct {
+		listener string
+		resumed  bool
+	}{{"https", false}, {"https", true}, {"other", false}, {"other", true}} {
+		state, err := shakeWith(t, m.TLSConfig(c.listener), cfg)
+		if err != nil || state.DidResume != c.resumed {
+			t.Errorf("%s: resumed %v, %v; want %v", c.listener, state.DidResume, err, c.resumed)
+		}
+	}
+}
+
+func TestSameAsksEveryListener(t *testing.T) {
+	m, _ := policyManager(t, func(c *config.Config) {
+		c.Listeners["other"] = &config.Listener{Name: "other"}
+		c.Routes = append(c.Routes, &config.Route{
+			Name: "strict", Hosts: []string{"other.a.test"}, Path: "/", Listeners: []string{"other"}, TLS: config.TLS{MinVersion: tls.VersionTLS13},
+		})
+	})
+	if m.Same("old.a.test", "other.a.test") {
+		t.Error("two hosts are the same although one listener treats them differently")
+	}
+	if !m.Same("OLD.a.test.", "old.a.test:443") {
+		t.Error("a name is not the same as itself in other letters")
+	}
+	if m.Same("old.a.test", "not a host") || m.Same("not a host", "old.a.test") {
+		t.Error("what is no host name is the same as one")
 	}
 }
