@@ -272,14 +272,19 @@ func (r *replica) one(tb testing.TB) CertificateStatus {
 	return s.Certificates[0]
 }
 
-// shake does one handshake over memory with the listener "https" of m. The
-// certificate is verified when client.RootCAs is set.
+// shake does one handshake over memory with the listener "https" of m.
 func shake(tb testing.TB, m *Manager, client *tls.Config) (tls.ConnectionState, error) {
+	tb.Helper()
+	return shakeWith(tb, m.TLSConfig("https"), client)
+}
+
+// shakeWith does one handshake over memory.
+func shakeWith(tb testing.TB, with, client *tls.Config) (tls.ConnectionState, error) {
 	tb.Helper()
 	c, s := net.Pipe()
 	deadline := time.Now().Add(patience)
 	_, _ = c.SetDeadline(deadline), s.SetDeadline(deadline)
-	server := tls.Server(s, m.TLSConfig("https"))
+	server := tls.Server(s, with)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

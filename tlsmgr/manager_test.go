@@ -380,6 +380,47 @@ func TestOldCertificateServesUntilItsSuccessorIsThere(t *testing.T) {
 	}
 }
 
+func TestAnotherKeyTypeOrIssuerIsOrderedAtOnce(t *testing.T) {
+	t.Parallel()
+	first, second := acmelab.New(t, acmelab.Options{}), acmelab.New(t, acmelab.Options{})
+	m := start(t, labConfig(t, first, "a.example.test"), nil)
+	m.until(t, "example.test", StepLoaded)
+
+	key := labConfig(t, first, "a.example.test")
+	key.Bundles.KeyType = config.P384
+	commit(t, m.Manager, key)
+	m.until(t, "example.test", StepLoaded)
+	if m.mu.Lock(); m.loaded["example.test"].cert.object.KeyType != config.P384 {
+		t.Error("the key type was not changed")
+	}
+	m.mu.Unlock()
+
+	moved := labConfig(t, second, "a.example.test")
+	moved.Storage = key.Storage
+	commit(t, m.Manager, moved)
+	m.until(t, "example.test", StepLoaded)
+	if _, err := shake(t, m.Manager, &tls.Config{ServerName: "a.example.test", RootCAs: second.CA.Roots}); err != nil {
+		t.Errorf("the certificate of the second CA: %v", err)
+	}
+	if a, b := first.CA.Orders(), second.CA.Orders(); a != 2 || b != 1 {
+		t.Errorf("%d and %d orders, want 2 and 1", a, b)
+	}
+}
+
+func TestClientWithoutServerNameIsServedAnObtainedDefault(t *testing.T) {
+	t.Parallel()
+	lab := acmelab.New(t, acmelab.Options{})
+	cfg := labConfig(t, lab)
+	cfg.Certificates["main"] = &config.Certificate{Names: []string{"example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
+	cfg.Listeners["https"].DefaultCertificate = "main"
+	m := start(t, cfg, nil)
+	anonymous := &tls.Config{InsecureSkipVerify: true}
+	m.until(t, "main", StepLoaded)
+	if _, err := shake(t, m.Manager, anonymous); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCommitTriesAgainAtOnce(t *testing.T) {
 	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
