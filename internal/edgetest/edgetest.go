@@ -35,12 +35,13 @@ const (
 	askAgain  = 20 * time.Millisecond
 )
 
-// Build compiles the program into dir and returns its path. The working
-// directory must be in the module.
+// Build compiles the program into dir, static as it is shipped, and returns its
+// path. The working directory must be in the module.
 func Build(ctx context.Context, dir string, flags ...string) (string, error) {
 	path := dir + "/edge"
 	args := append([]string{"build", "-o", path}, flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, "edge/cmd/edge")...) //nolint:gosec // arguments of the caller's own
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build edge: %w\n%s", err, out)
 	}
