@@ -16,7 +16,7 @@ import (
 var buildOnce = sync.OnceValues(func() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	return edgetest.Build(ctx, os.Getenv("EDGE_TEST_DIR"))
+	return edgetest.Build(ctx, os.Getenv("EDGE_TEST_DIR"), raceDetector)
 })
 
 // binary returns the path of the built program.

@@ -102,6 +102,11 @@ func (w *world) launch(config string, env ...string) *edgetest.Process {
 	}
 	w.t.Cleanup(func() {
 		p.Kill()
+		for _, l := range p.Lines() {
+			if strings.Contains(l.Message(), "DATA RACE") {
+				w.t.Error("edge has a data race, see its log")
+			}
+		}
 		if w.t.Failed() {
 			for _, l := range p.Lines() {
 				w.t.Log(l)

@@ -1,7 +1,7 @@
 // Package edgetest builds the real edge binary and runs it as a child process,
 // for end-to-end tests and the demo:
 //
-//	binary, err := edgetest.Build(ctx, dir)
+//	binary, err := edgetest.Build(ctx, dir, false)
 //	p, err := edgetest.Start(edgetest.Options{Binary: binary, Config: "routes.yaml"})
 //	defer p.Close()
 //	err = p.WaitReady(ctx)
@@ -20,6 +20,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,13 +36,17 @@ const (
 	askAgain  = 20 * time.Millisecond
 )
 
-// Build compiles the program into dir, static as it is shipped, and returns its
-// path. The working directory must be in the module.
-func Build(ctx context.Context, dir string, flags ...string) (string, error) {
+// Build compiles the program into dir and returns its path: static as it is
+// shipped, or with the race detector. The working directory must be in the
+// module.
+func Build(ctx context.Context, dir string, race bool) (string, error) {
 	path := dir + "/edge"
-	args := append([]string{"build", "-o", path}, flags...)
-	cmd := exec.CommandContext(ctx, "go", append(args, "edge/cmd/edge")...) //nolint:gosec // arguments of the caller's own
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	args, cgo := []string{"build", "-o", path, "edge/cmd/edge"}, "CGO_ENABLED=0"
+	if race {
+		args, cgo = slices.Insert(args, 1, "-race"), "CGO_ENABLED=1"
+	}
+	cmd := exec.CommandContext(ctx, "go", args...) //nolint:gosec // arguments of our own
+	cmd.Env = append(os.Environ(), cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build edge: %w\n%s", err, out)
 	}
