@@ -9,6 +9,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -80,26 +81,26 @@ type source struct {
 func sources(t *testing.T) []source {
 	t.Helper()
 	var all []source
-	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && (d.Name() == "testdata" || d.Name() == "tools" || d.Name() == "node_modules" || len(path) > 1 && path[0] == '.'):
+		case d.IsDir() && (d.Name() == "testdata" || d.Name() == "tools" || d.Name() == "node_modules" || len(file) > 1 && file[0] == '.'):
 			return filepath.SkipDir
-		case !strings.HasSuffix(path, ".go"):
+		case !strings.HasSuffix(file, ".go"):
 			return nil
 		}
-		text, err := os.ReadFile(path)
+		text, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}
 		fset := token.NewFileSet()
-		f, err := parser.ParseFile(fset, path, text, parser.ParseComments)
+		f, err := parser.ParseFile(fset, file, text, parser.ParseComments)
 		if err != nil {
 			return err
 		}
 		all = append(all, source{
-			path: path, pkg: filepath.ToSlash(filepath.Dir(path)), test: strings.HasSuffix(path, "_test.go"),
+			path: file, pkg: filepath.ToSlash(filepath.Dir(file)), test: strings.HasSuffix(file, "_test.go"),
 			lines: bytes.Count(text, []byte("\n")), fset: fset, ast: f,
 		})
 		return nil
@@ -368,6 +369,37 @@ func isNext(x ast.Expr) bool {
 	}
 	id, ok := call.Fun.(*ast.Ident)
 	return ok && id.Name == "next"
+}
+
+// Every direct dependency has a line in docs/decisions/dependencies.md: what it
+// saves, what it drags in, how we would leave it.
+func TestEveryDirectDependencyIsADecision(t *testing.T) {
+	mod, err := os.ReadFile("go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("docs/decisions/dependencies.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct := 0
+	for line := range strings.Lines(string(mod)) {
+		module, version, ok := strings.Cut(strings.TrimSpace(line), " v")
+		if !ok || strings.Contains(version, "// indirect") {
+			continue
+		}
+		direct++
+		name := strings.TrimPrefix(module, "github.com/") // or a folder that it is in
+		for name != "." && !strings.Contains(string(doc), "`"+name+"`") {
+			name = path.Dir(name)
+		}
+		if name == "." {
+			t.Errorf("%s has no line in docs/decisions/dependencies.md", module)
+		}
+	}
+	if direct == 0 {
+		t.Error("found no dependency in go.mod")
+	}
 }
 
 func imports(s source) []string {
