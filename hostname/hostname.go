@@ -15,6 +15,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 	"golang.org/x/net/publicsuffix"
@@ -42,6 +44,10 @@ func Parse(s string) (string, error) {
 	if _, err := netip.ParseAddr(name); err == nil {
 		return "", fmt.Errorf("host name %q is an IP address", s)
 	}
+	if i := strings.IndexFunc(name, foreign); i >= 0 {
+		r, _ := utf8.DecodeRuneInString(name[i:])
+		return "", fmt.Errorf("host name %q: %q (%U) cannot be part of a name", s, r, r)
+	}
 	ascii, err := idna.Lookup.ToASCII(name)
 	if err != nil {
 		return "", fmt.Errorf("host name %q: %w", s, err)
@@ -53,6 +59,20 @@ func Parse(s string) (string, error) {
 		return "*." + ascii, nil
 	}
 	return ascii, nil
+}
+
+// foreign reports whether no host name has r. IDNA's tables (UTS #46) let the
+// punctuation and symbols of IDNA 2003 pass, typographic quotes for instance,
+// which no registry sells since IDNA 2008 and no CA signs. What passes here is
+// looked at by IDNA still.
+func foreign(r rune) bool {
+	if r < utf8.RuneSelf {
+		return r != '-' && r != '.' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	}
+	const contextual = "·׳״・" // RFC 5892 appendix A
+	const dots = "。．｡"        // UTS #46 section 2.3
+	const joiners = "\u200c\u200d"
+	return !unicode.In(r, unicode.L, unicode.M, unicode.Nd) && !strings.ContainsRune(contextual+dots+joiners, r)
 }
 
 // check applies the length rules of RFC 1035 that IDNA leaves to DNS.

@@ -23,20 +23,15 @@ func Example() {
 
 func TestParseGivesTheCanonicalForm(t *testing.T) {
 	for in, want := range map[string]string{
-		"example.com":        "example.com",
-		"EXAMPLE.com.":       "example.com",
-		"*.Example.COM":      "*.example.com",
-		"bücher.example":     "xn--bcher-kva.example",
-		"localhost":          "localhost",
-		"_dmarc.example.com": "_dmarc.example.com",
+		"example.com":    "example.com",
+		"EXAMPLE.com.":   "example.com",
+		"*.Example.COM":  "*.example.com",
+		"bücher.example": "xn--bcher-kva.example",
+		"例え。テスト.example": "xn--r8jz45g.xn--zckzah.example",
+		"l·l.example":    "xn--ll-0ea.example",
+		"localhost":      "localhost",
 	} {
 		got, err := hostname.Parse(in)
-		if strings.HasPrefix(in, "_") { // underscores are no host names
-			if err == nil {
-				t.Errorf("Parse(%q) = %q, want an error", in, got)
-			}
-			continue
-		}
 		if err != nil || got != want {
 			t.Errorf("Parse(%q) = %q, %v; want %q", in, got, err, want)
 		}
@@ -47,9 +42,21 @@ func TestParseRefusesWhatIsNoHostName(t *testing.T) {
 	for _, in := range []string{
 		"", ".", "*.", "*", "a.*.b", "**.b", "f*.b", "10.0.0.1", "::1", "a:443", "https://a", "a/b", "a b", "a..b", ".a",
 		strings.Repeat("a", 64) + ".com", strings.Repeat("a.", 127) + "com", "u@a",
+		"_dmarc.example.com", "a_b.example", "“a.example.com”", "a.example.com’", "☃.example", "a\u00a0b", "a\u200b.example", "a,b", "a\x00", "a\xff",
 	} {
 		if got, err := hostname.Parse(in); err == nil {
 			t.Errorf("Parse(%q) = %q, want an error", in, got)
+		}
+	}
+}
+
+func TestParseNamesTheCharacterThatIsWrong(t *testing.T) {
+	for in, want := range map[string]string{
+		"a_b.example": "'_' (U+005F)",
+		"“a.example”": "'“' (U+201C)",
+	} {
+		if _, err := hostname.Parse(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Parse(%q): %v, want %s in it", in, err, want)
 		}
 	}
 }
