@@ -136,23 +136,30 @@ func (v value) is(kind yaml.Kind, want string) bool {
 	return false
 }
 
+// What a node can be, as messages call it.
+const (
+	anObject = "an object"
+	aList    = "a list"
+	aScalar  = "a single value"
+)
+
 func shape(node *yaml.Node) string {
 	switch {
 	case isNull(node):
 		return "nothing"
 	case node.Kind == yaml.MappingNode:
-		return "an object"
+		return anObject
 	case node.Kind == yaml.SequenceNode:
-		return "a list"
+		return aList
 	default:
-		return "a single value"
+		return aScalar
 	}
 }
 
 // children returns the values of an object in the order of the file, without
 // repeated keys, which it refuses. No value at all is an object without keys.
 func (v value) children() []value {
-	if isNull(v.node) || !v.is(yaml.MappingNode, "an object") {
+	if isNull(v.node) || !v.is(yaml.MappingNode, anObject) {
 		return nil
 	}
 	var all []value
@@ -185,7 +192,7 @@ func (k keys) any(names ...string) bool {
 // not unknown, later ones included.
 func (v value) object(known fields, later ...string) keys {
 	if !isNull(v.node) && v.node.Kind != yaml.MappingNode {
-		v.is(yaml.MappingNode, "an object")
+		v.is(yaml.MappingNode, anObject)
 		return nil
 	}
 	present := keys{}
@@ -254,7 +261,7 @@ func (d *decoder) define(kind, name string) {
 
 // items returns the values of a list.
 func (v value) items() []value {
-	if !v.is(yaml.SequenceNode, "a list") {
+	if !v.is(yaml.SequenceNode, aList) {
 		return nil
 	}
 	if len(v.node.Content) == 0 {
@@ -270,7 +277,7 @@ func (v value) items() []value {
 // text returns a scalar as it is written. YAML's types do not matter here: 1.2
 // and "1.2" are the same text.
 func (v value) text() (string, bool) {
-	if !v.is(yaml.ScalarNode, "a single value") {
+	if !v.is(yaml.ScalarNode, aScalar) {
 		return "", false
 	}
 	return v.node.Value, true

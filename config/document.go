@@ -104,6 +104,12 @@ func (d *decoder) syntax(data []byte, err error) error {
 	if strings.Contains(cause.Message, "tab character") || d.tabAt(data, pos) {
 		return d.fail(pos, badTab())
 	}
+	if at := noBreakSpace(data, pos.Line); at >= 0 {
+		return d.fail(position(data, at), badSpace())
+	}
+	if strings.Contains(cause.Message, "unknown anchor") { // its name may be a secret that starts with *
+		return d.fail(pos, unquotedStar())
+	}
 	message := cause.Message
 	if cause.ContextMsg != "" {
 		message = cause.ContextMsg + ", " + message
@@ -119,6 +125,22 @@ func (d *decoder) tabAt(data []byte, pos Pos) bool {
 		}
 	}
 	return false
+}
+
+// noBreakSpace returns the offset of the first such space in the line or the
+// one above, where it may stand behind a colon; -1 when there is none.
+func noBreakSpace(data []byte, line int) int {
+	number, start := 0, 0
+	for text := range bytes.Lines(data) {
+		number++
+		if at := bytes.Index(text, []byte("\u00a0")); at >= 0 && number >= line-1 {
+			return start + at
+		}
+		if start += len(text); number == line {
+			break
+		}
+	}
+	return -1
 }
 
 // fail returns r as the only problem.
@@ -157,7 +179,7 @@ func (d *decoder) clean(node *yaml.Node) {
 	case node.Kind == yaml.AliasNode, node.Anchor != "":
 		d.report(pos, "", noAlias())
 	case node.Style&yaml.TaggedStyle != 0:
-		d.report(pos, "", noTag(node.Tag))
+		d.report(pos, "", noTag())
 	}
 	if node.Kind == yaml.AliasNode { // its target was seen where it stands
 		return

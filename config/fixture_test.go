@@ -226,6 +226,8 @@ func unwritable(t *testing.T) []broken {
 		{"NUL", "version: 1\x00", `1:11: not UTF-8 text (save the file as UTF-8)`},
 		{"control character", "version: 1\ncontrol: {socket: \"\x01\"}\n", `2:20: not valid YAML: control characters are not allowed (value: 1)`},
 		{"deep", "version: " + strings.Repeat("[", 20_000), `1:10010: not valid YAML: while increasing flow level, exceeded max depth of 10000`},
+		{"open bracket", "version: 1\nroutes:\n  - endpoints: [\"http://10.0.0.1:8000\"\n", `4:1: not valid YAML: while parsing a flow sequence, did not find expected ',' or ']' (is a bracket, a brace or a comma missing? Text with ": " in it needs quotes)`},
+		{"open quote", "version: 1\nstorage: \"file:///srv/edge\n", `3:1: not valid YAML: while scanning a quoted scalar, found unexpected end of stream (a quote is not closed)`},
 		{"missing", "", ` cannot read the configuration: no such file or directory (name a file with --config, or start from the annotated routes.yaml)`},
 	}
 }

@@ -21,8 +21,32 @@ func tooLarge(limit int) *refusal {
 	return &refusal{fmt.Sprintf("larger than %d KiB", limit>>10), "routes.yaml holds no data; keep certificates and keys in files of their own"}
 }
 
+// badSyntax adds to what the YAML library says the mistake that people make.
 func badSyntax(cause string) *refusal {
-	return &refusal{"not valid YAML: " + cause, ""}
+	r := &refusal{message: "not valid YAML: " + cause}
+	for _, known := range []struct{ words, hint string }{
+		{"mapping values are not allowed", `is this line indented like its neighbours, or the one above without its colon or the space behind it? Text with ": " in it needs quotes`},
+		{"collection, did not find", "the keys of one item start in the same column, and so do the dashes of a list"},
+		{"block mapping, did not find", "the keys of one item start in the same column; is a quote or bracket above not closed?"},
+		{"did not find expected ',' or", `is a bracket, a brace or a comma missing? Text with ": " in it needs quotes`},
+		{"unexpected end of stream", "a quote is not closed"},
+		{"cannot start any token", "quote text that starts with @, ` or %"},
+		{"unknown escape", `a \ needs 'single quotes'`},
+	} {
+		if strings.Contains(cause, known.words) {
+			r.hint = known.hint
+			break
+		}
+	}
+	return r
+}
+
+func unquotedStar() *refusal {
+	return &refusal{"not valid YAML: a * that is not quoted", `quote the name, as in "*.example.com"`}
+}
+
+func badSpace() *refusal {
+	return &refusal{"not valid YAML: there is a no-break space in this line", "it only looks like a space; type one"}
 }
 
 func badTab() *refusal {
@@ -45,18 +69,21 @@ func noAlias() *refusal {
 	return &refusal{"YAML anchors and aliases are not allowed", "write the value out; named pools and policies can be shared"}
 }
 
-func noTag(tag string) *refusal {
-	return &refusal{fmt.Sprintf("YAML tag %s is not allowed", tag), "remove it"}
+func noTag() *refusal {
+	return &refusal{"YAML tags, words that start with !, are not allowed", "remove it, or quote it when it is text; one file holds everything, nothing can be included"}
 }
 
 // Keys and shapes.
 
 func unknownKey(key string, known, later []string) *refusal {
 	r := &refusal{message: fmt.Sprintf("unknown key %q", key)}
-	if near := nearest(key, slices.Concat(known, later)); near != "" {
-		r.hint = fmt.Sprintf("did you mean %q?", near)
-	} else {
+	switch near := nearest(key, slices.Concat(known, later)); {
+	case near == "":
 		r.hint = "known keys: " + strings.Join(known, ", ")
+	case slices.Contains(later, near):
+		r.hint = fmt.Sprintf("%q is not supported yet", near)
+	default:
+		r.hint = fmt.Sprintf("did you mean %q?", near)
 	}
 	return r
 }
@@ -70,11 +97,22 @@ func badKey() *refusal {
 }
 
 func missingKey(key string) *refusal {
-	return &refusal{fmt.Sprintf("%q is missing", key), ""}
+	r := &refusal{message: fmt.Sprintf("%q is missing", key)}
+	if key == "version" {
+		r.hint = "the first line is: version: 1"
+	}
+	return r
 }
 
 func wrongShape(want, got string) *refusal {
-	return &refusal{fmt.Sprintf("want %s, got %s", want, got), ""}
+	r := &refusal{message: fmt.Sprintf("want %s, got %s", want, got)}
+	switch want {
+	case aList:
+		r.hint = `[A, B], or each in a line of its own behind "- "`
+	case anObject:
+		r.hint = "{KEY: VALUE}, or each KEY: VALUE in an indented line of its own"
+	}
+	return r
 }
 
 func emptyList() *refusal {
@@ -120,7 +158,7 @@ func badInteger(value string) *refusal {
 }
 
 func badBoolean(value string) *refusal {
-	return &refusal{fmt.Sprintf("%q is neither true nor false", value), ""}
+	return &refusal{fmt.Sprintf("%q is neither true nor false", value), "write true or false"}
 }
 
 func outOfRange(value, least, most string) *refusal {
@@ -139,8 +177,15 @@ func inlineSecret() *refusal {
 	return &refusal{"a secret cannot be written here", `refer to it: "env:NAME", "file:/path" or "credential:NAME"`}
 }
 
-func badHost(cause error) *refusal {
-	return &refusal{"not a name to serve: " + cause.Error(), ""}
+func badHost(value string, cause error) *refusal {
+	r := &refusal{message: "not a name to serve: " + cause.Error()}
+	switch {
+	case value == "*":
+		r.hint = "a route without host matches any host"
+	case strings.ContainsAny(value, ", "):
+		r.hint = "several names are a list: [a.example.com, b.example.com]"
+	}
+	return r
 }
 
 func publicWildcard(name, suffix string) *refusal {
@@ -160,7 +205,7 @@ func badPrefix(value string) *refusal {
 }
 
 func badPath(value string) *refusal {
-	return &refusal{fmt.Sprintf("%q is not a path to match", value), `"/v1" is /v1 and everything below, "=/v1" is /v1 alone; no query, no escapes, no empty segments`}
+	return &refusal{fmt.Sprintf("%q is not a path to match", value), `"/v1" is /v1 and everything below, "=/v1" is /v1 alone; no final slash, no *, no query, no escapes, no empty segments`}
 }
 
 func badTarget(value string) *refusal {

@@ -205,7 +205,7 @@ func (d *decoder) secretFile(text string) (Secret, *refusal) {
 func host(text string) (string, *refusal) {
 	name, err := hostname.Parse(text)
 	if err != nil {
-		return "", badHost(err)
+		return "", badHost(text, err)
 	}
 	if parent := hostname.Parent(name); hostname.IsWildcard(name) && publicSuffix(parent) {
 		return "", publicWildcard(name, parent)
@@ -228,7 +228,7 @@ func publicSuffix(name string) bool {
 func zone(text string) (string, *refusal) {
 	name, err := hostname.Parse(text)
 	if err != nil {
-		return "", badHost(err)
+		return "", badHost(text, err)
 	}
 	if hostname.IsWildcard(name) {
 		return "", badZone(name)

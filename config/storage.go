@@ -16,7 +16,7 @@ func storageURL(text string) (string, *refusal) {
 	case err != nil:
 		return "", badStorage("like file:///var/lib/edge or s3://bucket/prefix?region=eu-west-1")
 	case u.User != nil:
-		return "", inlineSecret()
+		return "", badStorage("without user and password: credentials come from $AWS_ACCESS_KEY_ID and $AWS_SECRET_ACCESS_KEY, a profile or a role")
 	case u.Fragment != "" || u.Opaque != "":
 		return "", badStorage("it has no # and two slashes after the scheme")
 	}
