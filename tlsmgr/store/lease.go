@@ -29,7 +29,8 @@ var (
 
 // Lease is a name that one holder at a time has among all processes that share
 // the storage. While it is held a goroutine writes a heartbeat three times per
-// TTL; Release ends it. A Lease may be used concurrently.
+// TTL, and tries more often while they fail; Release ends it. A Lease may be
+// used concurrently.
 type Lease struct {
 	store    *Store
 	name     string
@@ -44,6 +45,7 @@ type Lease struct {
 	record  record
 	version Version
 	taken   bool // somebody else's record was seen
+	failing bool // the last heartbeat failed, and the log says so
 
 	mu       sync.Mutex
 	renewed  time.Time // when the last heartbeat that arrived was sent
@@ -267,21 +269,39 @@ func (l *Lease) giveUp(ctx context.Context) error {
 	return fmt.Errorf("release lease %q, it lapses in %s: %w", l.name, l.ttl+l.ttl/4, err)
 }
 
-// keep writes heartbeats until ctx ends or the lease is lost.
+// keep writes heartbeats until ctx ends or the lease is lost. It looks at the
+// very end of the lease too, so that the work learns of it before an heir can.
 func (l *Lease) keep(ctx context.Context) {
 	defer close(l.done)
-	tick := time.NewTicker(l.ttl / 3)
-	defer tick.Stop()
+	next := l.expiry().Add(l.ttl/3 - l.ttl)
 	for {
+		timer := time.NewTimer(time.Until(earlier(next, l.expiry())))
+		var reply chan<- error
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return
-		case <-tick.C:
-			_ = l.beat(ctx) // logged there
-		case reply := <-l.renewals:
-			reply <- l.beat(ctx)
+		case <-timer.C:
+		case reply = <-l.renewals:
+			timer.Stop()
+		}
+		begin := time.Now()
+		err := l.beat(ctx) // logged there
+		if reply != nil {
+			reply <- err
+		}
+		next = begin.Add(l.ttl / 3)
+		if err != nil {
+			next = begin.Add(l.ttl / 12)
 		}
 	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // beat writes one heartbeat, within a third of the TTL and never past the end
@@ -296,13 +316,19 @@ func (l *Lease) beat(ctx context.Context) error {
 	next.Beat++
 	err := l.write(within, next)
 	switch {
-	case err == nil || ctx.Err() != nil:
+	case err == nil:
+		l.failing = false
+		return nil
+	case ctx.Err() != nil:
 		return err
 	case l.taken || !time.Now().Before(l.expiry()):
 		return l.lose(err)
 	}
-	l.store.log.LogAttrs(ctx, slog.LevelWarn, "lease heartbeat failed",
-		slog.String("lease", l.name), slog.Duration("lapses_in", time.Until(l.expiry())), slog.Any("err", err))
+	if !l.failing {
+		l.failing = true
+		l.store.log.LogAttrs(ctx, slog.LevelWarn, "lease heartbeat failed",
+			slog.String("lease", l.name), slog.Duration("lapses_in", time.Until(l.expiry())), slog.Any("err", err))
+	}
 	return fmt.Errorf("renew lease %q: %w", l.name, err)
 }
 

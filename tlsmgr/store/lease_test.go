@@ -71,6 +71,55 @@ func TestLeaseIsLostOneTTLAfterTheLastHeartbeatThatArrived(t *testing.T) {
 	}
 }
 
+// A heartbeat out of turn moves the end of the lease between two others: the
+// work must not go on until the next one, when an heir may be at work already.
+func TestWorkEndsWithTheLeaseWhenHeartbeatsFailAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var down atomic.Bool
+		d := &memDriver{fault: func(context.Context, string, string) (error, error) {
+			if down.Load() {
+				return errDown, nil
+			}
+			return nil, nil
+		}}
+		l := mustAcquire(t, newMem(t, d, "a"), "x")
+		ctx, cancel := l.Context(t.Context())
+		defer cancel()
+		time.Sleep(11 * time.Second)
+		if err := l.Renew(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		down.Store(true)
+		<-ctx.Done()
+		if got, want := time.Since(start), 30*time.Second; got != want {
+			t.Errorf("ended %s after the last heartbeat that arrived, want %s", got, want)
+		}
+		_ = l.Release(t.Context())
+	})
+}
+
+func TestLeaseSurvivesAnOutageOfHalfItsTTL(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var down atomic.Bool
+		d := &memDriver{fault: func(context.Context, string, string) (error, error) {
+			if down.Load() {
+				return errDown, nil
+			}
+			return nil, nil
+		}}
+		l := mustAcquire(t, newMem(t, d, "a"), "x")
+		time.Sleep(10*time.Second - 1) // the heartbeats at 10 s and after fail
+		down.Store(true)
+		time.Sleep(15 * time.Second)
+		down.Store(false)
+		time.Sleep(time.Minute)
+		if err := l.Err(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestHeirWaitsLongerThanTheHolderBelieves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &memDriver{}
