@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -103,3 +105,29 @@ func (d *memDriver) stat(context.Context, string) (Object, bool, error) {
 }
 
 func (d *memDriver) close() error { return nil }
+
+func TestUnclearConflictIsNotCalledAConflict(t *testing.T) {
+	for name, lost := range map[string]error{"read back fails": errDown, "object is gone": nil} {
+		t.Run(name, func(t *testing.T) {
+			var gets atomic.Int32
+			d := &unclearDriver{memDriver{fault: func(_ context.Context, op, _ string) (error, error) {
+				if op == "get" && gets.Add(1) == 1 {
+					return lost, nil
+				}
+				return nil, nil
+			}}}
+			s := newStore(d, "mem:", Options{})
+			_, err := s.Swap(t.Context(), "key", []byte("x"), "old")
+			if want := lost; want == nil && !errors.Is(err, ErrConflict) || want != nil && (!errors.Is(err, want) || errors.Is(err, ErrConflict)) {
+				t.Errorf("got %v; want a conflict only when it is known to be with another", err)
+			}
+		})
+	}
+}
+
+// unclearDriver conflicts as S3 does when a request was sent again.
+type unclearDriver struct{ memDriver }
+
+func (d *unclearDriver) put(context.Context, string, []byte, condition) (Version, bool, error) {
+	return "", true, ErrConflict
+}

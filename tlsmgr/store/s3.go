@@ -294,7 +294,9 @@ func (d *s3Driver) listPage(ctx context.Context, in *s3.ListObjectsV2Input) (pag
 		}
 	}
 	if aws.ToBool(out.IsTruncated) {
-		p.next = aws.ToString(out.NextContinuationToken)
+		if p.next = aws.ToString(out.NextContinuationToken); p.next == "" {
+			return page{}, errEndless
+		}
 	}
 	return p, nil
 }

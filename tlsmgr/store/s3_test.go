@@ -132,6 +132,20 @@ func TestListingReadsEveryPage(t *testing.T) {
 	}
 }
 
+func TestListingWithoutItsEndIsRefused(t *testing.T) {
+	for name, token := range map[string]string{"no token": "", "the same again": "<NextContinuationToken>t</NextContinuationToken>"} {
+		s := newS3Store(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, `<ListBucketResult><IsTruncated>true</IsTruncated>`+token+
+				`<Contents><Key>prefix/d/a</Key><ETag>"v"</ETag></Contents></ListBucketResult>`)
+		}))
+		objects, err := s.ListVersions(t.Context(), "d")
+		if len(objects) > 0 {
+			t.Errorf("%s: got %v, want none of a listing without its end", name, objects)
+		}
+		wantText(t, err, `list "d": the storage does not say how a long listing goes on (edge needs ListObjectsV2)`)
+	}
+}
+
 // refusing answers every request as S3 does when it refuses.
 func refusing(status int, code, message string, header ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

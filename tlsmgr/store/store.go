@@ -33,7 +33,9 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
@@ -206,12 +208,15 @@ func (s *Store) Swap(ctx context.Context, key string, value []byte, old Version)
 
 func swap(ctx context.Context, d driver, key string, value []byte, old Version) (Version, error) {
 	v, unclear, err := d.put(ctx, key, value, condition{absent: old == "", match: old})
-	if err == nil || !unclear || ctx.Err() != nil {
+	if err == nil || !unclear {
 		return v, err
 	}
 	found, v, getErr := d.get(ctx, key)
-	if getErr == nil && bytes.Equal(found, value) {
+	switch {
+	case getErr == nil && bytes.Equal(found, value):
 		return v, nil
+	case getErr != nil && !errors.Is(getErr, fs.ErrNotExist) && errors.Is(err, ErrConflict):
+		return "", fmt.Errorf("read back what conflicts, perhaps with itself: %w", getErr)
 	}
 	return "", err
 }
@@ -240,12 +245,19 @@ func (s *Store) walk(ctx context.Context, dir string, flat bool) (objects []Obje
 		if len(objects)+len(dirs) > maxList {
 			return nil, nil, &fault{message: fmt.Sprintf("more than %d objects", maxList), hint: "give edge a prefix of its own"}
 		}
-		if p.next == "" || p.next == token {
+		switch p.next {
+		case "":
 			return objects, dirs, nil
+		case token:
+			return nil, nil, errEndless
 		}
 		token = p.next
 	}
 }
+
+// errEndless refuses a listing without its end: what is missing from it would
+// pass for deleted.
+var errEndless = &fault{message: "the storage does not say how a long listing goes on", hint: "edge needs ListObjectsV2"}
 
 // Close ends the heartbeats of leases that are still held, without releasing
 // them: their holders may still be at work, so heirs wait until the leases
