@@ -7,12 +7,12 @@
 //	err = presented.Wait(ctx)
 //	// now tell the CA to look
 //
-// An order is presented as a whole: CNAMEs are followed, the zone of each name is
-// found, and every zone gets one append with all its values, so that a
-// certificate of a hundred names costs one update (where the provider's API has
-// one for several names) and one wait. Wait asks every address of every name
-// server of the zone, because a CA validates from several networks and may meet
-// any of them (Baseline Requirements 3.2.2.9).
+// An order is presented as a whole: CNAMEs are followed (but see follow for
+// those of wildcards), the zone of each name is found, and every zone gets one
+// append with all its values, so that a certificate of a hundred names costs one
+// update (where the provider's API has one for several names) and one wait. Wait
+// asks every address of every name server of the zone, because a CA validates
+// from several networks and may meet any of them (Baseline Requirements 3.2.2.9).
 //
 // Resolvers are used to find zones and their name servers. They are a poor
 // witness of a change: following a CNAME teaches them that the challenge name
@@ -47,6 +47,7 @@ const (
 	recordTTL       = 60 * time.Second // the least that the providers accept
 	providerTimeout = 90 * time.Second // of one append or delete, retries of the provider included
 	writeGrace      = 5 * time.Second  // that an append under way gets when its order is cancelled
+	undoTimeout     = 30 * time.Second // of a failed Present to delete what it added; a process that stops waits for it
 	defaultPoll     = time.Second
 	defaultTimeout  = 2 * time.Minute
 )
@@ -174,7 +175,8 @@ func (s *Solver) Present(ctx context.Context, records []Record) (*Presented, err
 // undo deletes what a failed Present may have added: also in zones that
 // reported an error, because a provider may have written half of them.
 func (p *Presented) undo(ctx context.Context, added []error) {
-	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
 	undone := p.solver.each(p.groups, func(g *group) error { return g.remove(ctx) })
 	for i, err := range undone {
 		if err != nil && added[i] == nil {

@@ -18,6 +18,7 @@ import (
 	"edge/config"
 	"edge/internal/acmelab"
 
+	"github.com/libdns/libdns"
 	miekg "github.com/miekg/dns"
 	"go.uber.org/goleak"
 )
@@ -213,6 +214,59 @@ func TestCNAMEChainLeadsToProviderOfTargetZone(t *testing.T) {
 	}
 }
 
+// "*.example.com CNAME load-balancer" is how hosts behind edge are often found,
+// and it covers _acme-challenge.example.com too.
+func TestCNAMEOfWildcardIsNotFollowed(t *testing.T) {
+	t.Parallel()
+	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test", "dev.example.test", "cloud.invalid"}})
+	if err := d.Add(
+		"*.example.test. 60 IN CNAME lb.cloud.invalid.", "lb.cloud.invalid. 60 IN A 127.0.0.9",
+		"*.dev.example.test. 60 IN CNAME lb.example.test.", "lb.example.test. 60 IN A 127.0.0.9", // up, out of its zone
+		"_acme-challenge.own.example.test. 60 IN CNAME own.dev.example.test.", // somebody meant this one, but not where it leads
+	); err != nil {
+		t.Fatal(err)
+	}
+	s := solver(t, d, Options{Providers: []*config.Provider{updates(t, d, "lab", "example.test")}})
+	names := []string{
+		"_acme-challenge.example.test", "_acme-challenge.www.example.test", "_acme-challenge.deep.www.example.test",
+		"_acme-challenge.dev.example.test", "_acme-challenge.www.dev.example.test",
+	}
+	records := []Record{{"_acme-challenge.own.example.test", "own"}}
+	for _, name := range names {
+		records = append(records, Record{name, "v"})
+	}
+	p := present(t, s, records...)
+	for _, name := range names {
+		if got := d.TXT(name); !slices.Equal(got, []string{"v"}) {
+			t.Errorf("%s has %q", name, got)
+		}
+	}
+	if got := d.TXT("own.dev.example.test"); !slices.Equal(got, []string{"own"}) {
+		t.Errorf("the target of the CNAME that is no wildcard's has %q", got)
+	}
+	if err := p.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := p.CleanUp(t.Context()); err != nil || len(d.TXTNames()) != 0 {
+		t.Errorf("CleanUp: %v, left behind %q", err, d.TXTNames())
+	}
+}
+
+func TestCNAMEOfWildcardIsFollowedWhereOnlyItsTargetHasAProvider(t *testing.T) {
+	t.Parallel()
+	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test", "cloud.invalid"}})
+	if err := d.Add("*.example.test. 60 IN CNAME lb.cloud.invalid."); err != nil {
+		t.Fatal(err)
+	}
+	p := present(t, solver(t, d, Options{Providers: []*config.Provider{updates(t, d, "lab", "cloud.invalid")}}), Record{challenge, "v"})
+	if got := d.TXT("lb.cloud.invalid"); !slices.Equal(got, []string{"v"}) {
+		t.Errorf("target has %q", got)
+	}
+	if err := p.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCNAMELoopIsRefused(t *testing.T) {
 	t.Parallel()
 	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
@@ -357,6 +411,35 @@ func TestCancelledOrderLeavesNothingBehind(t *testing.T) {
 	if _, now := d.Counts(); now != updates {
 		t.Errorf("%d updates for an order that was cancelled before", now-updates)
 	}
+}
+
+// silent is a provider's API that never answers.
+type silent struct{}
+
+func (silent) AppendRecords(ctx context.Context, _ string, _ []libdns.Record) ([]libdns.Record, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (s silent) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
+	return s.AppendRecords(ctx, zone, records)
+}
+
+// A process that stops waits for its orders, and is killed when they take long.
+func TestCancelledPresentEndsSoonThoughItsProviderIsSilent(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := &group{zone: "example.test.", provider: &provider{backend: silent{}, explain: func(err error) refusal { return refusal{reason: err.Error()} }}}
+		ctx, cancel := context.WithCancel(t.Context())
+		p := &Presented{solver: &Solver{log: slog.New(slog.DiscardHandler)}, groups: []*group{g}}
+		cancel()
+		start := time.Now()
+		added := p.solver.each(p.groups, func(g *group) error { return g.add(ctx) })
+		p.undo(ctx, added)
+		if took := time.Since(start); errors.Join(added...) == nil || took > undoTimeout {
+			t.Errorf("added: %v, after %s, want at most %s", added, took, undoTimeout)
+		}
+	})
 }
 
 func TestWriteUnderWayOutlivesItsOrderForAWhile(t *testing.T) {

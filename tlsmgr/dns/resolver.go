@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -107,7 +108,10 @@ func (c *client) once(ctx context.Context, network, server, name string, qtype u
 
 // ask puts one question to the resolvers until one answers with NOERROR or
 // NXDOMAIN. They are asked in turn, so that one that is dead costs a single
-// timeout. The error is an errNoResolver that names each of them.
+// timeout. When none of them knows, those that did not refuse are asked again
+// after a while: SERVFAIL is what a resolver says that could not reach a name
+// server in time, and remembers for a second (RFC 9520, section 3.2). The error
+// is an errNoResolver that names each of them.
 func (s *Solver) ask(ctx context.Context, name string, qtype uint16) (*miekg.Msg, error) {
 	servers, err := s.recursive()
 	if err != nil {
@@ -117,8 +121,11 @@ func (s *Solver) ask(ctx context.Context, name string, qtype uint16) (*miekg.Msg
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	said := make([]string, len(servers))
-	useless := make([]bool, len(servers)) // it has answered, but not the question
+	useless := make([]bool, len(servers)) // it does not want to be asked
 	for n := range queryTries {
+		if n > 0 && (!slices.Contains(useless, false) || !pause(ctx, s.poll)) {
+			break
+		}
 		for i, server := range servers {
 			if useless[i] || said[i] != "" && ctx.Err() != nil {
 				continue
@@ -130,7 +137,8 @@ func (s *Solver) ask(ctx context.Context, name string, qtype uint16) (*miekg.Msg
 			case answer.Rcode == miekg.RcodeSuccess || answer.Rcode == miekg.RcodeNameError:
 				return answer, nil
 			default:
-				said[i], useless[i] = server+": "+rcode(answer.Rcode), true
+				said[i] = server + ": " + rcode(answer.Rcode)
+				useless[i] = answer.Rcode != miekg.RcodeServerFailure
 			}
 		}
 	}

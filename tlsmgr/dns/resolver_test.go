@@ -145,7 +145,7 @@ func TestResolversAreAskedInOrderUntilOneKnows(t *testing.T) {
 		_ = w.WriteMsg(new(miekg.Msg).SetRcode(r, miekg.RcodeServerFailure))
 	})
 	good := serveDNS(t, func(w miekg.ResponseWriter, r *miekg.Msg) { _ = w.WriteMsg(reply(r)) })
-	s, err := New(Options{Resolvers: []string{unusedAddr(t), lame, good}})
+	s, err := New(Options{Resolvers: []string{unusedAddr(t), lame, good}, Poll: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,6 +159,36 @@ func TestResolversAreAskedInOrderUntilOneKnows(t *testing.T) {
 	if !errors.Is(err, errNoResolver) {
 		t.Error("not an errNoResolver")
 	}
+}
+
+func TestResolverThatFailedIsAskedAgainAfterAWhile(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	var first atomic.Int64
+	addr := serveDNS(t, func(w miekg.ResponseWriter, r *miekg.Msg) {
+		m := reply(r)
+		if asked.Add(1) == 1 {
+			first.Store(time.Now().UnixNano())
+			m.Rcode = miekg.RcodeServerFailure
+		}
+		_ = w.WriteMsg(m)
+	})
+	refuses := serveDNS(t, func(w miekg.ResponseWriter, r *miekg.Msg) {
+		_ = w.WriteMsg(new(miekg.Msg).SetRcode(r, miekg.RcodeRefused))
+	})
+	s, err := New(Options{Resolvers: []string{refuses, addr}, Poll: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ask(t.Context(), "a.test.", miekg.TypeA); err != nil || asked.Load() != 2 {
+		t.Errorf("error %v after %d queries, want an answer to the second", err, asked.Load())
+	}
+	if waited := time.Since(time.Unix(0, first.Load())); waited < s.poll {
+		t.Errorf("asked again after %s, want at least %s: a resolver remembers its failure", waited, s.poll)
+	}
+	s.resolvers, s.poll = []string{refuses}, time.Hour // what is refused is refused
+	_, err = s.ask(t.Context(), "a.test.", miekg.TypeA)
+	wantError(t, err, refuses+": REFUSED")
 }
 
 func TestDeadResolverCostsOneTimeout(t *testing.T) {

@@ -3,6 +3,7 @@ package dns
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -139,6 +140,11 @@ func (s *Solver) pick(name string) (p *provider, configured string) {
 
 // follow returns the end of the CNAME chain that starts at name, which is name
 // itself when there is no such record: usually the name does not exist yet.
+//
+// A CNAME of a wildcard, as *.example.com that leads to a load balancer, is meant
+// for hosts and not for _acme-challenge.example.com, which it covers as well. A
+// record at the name itself takes precedence over it (RFC 1034, section 4.3.3),
+// so that is where the chain ends, unless no provider could write there.
 func (s *Solver) follow(ctx context.Context, name string) (string, error) {
 	chain := []string{name}
 	for range maxCNAMEs + 1 {
@@ -146,22 +152,50 @@ func (s *Solver) follow(ctx context.Context, name string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		next := ""
-		for _, rr := range answer.Answer {
-			if c, ok := rr.(*miekg.CNAME); ok && sameName(c.Hdr.Name, name) {
-				next = miekg.CanonicalName(c.Target)
-			}
-		}
+		next := alias(answer, name)
 		if next == "" {
 			return name, nil
 		}
 		if slices.Contains(chain, next) {
 			return "", fmt.Errorf("CNAME loop at %s", bare(next))
 		}
+		if p, _ := s.pick(name); p != nil {
+			if wild, err := s.isWild(ctx, name, next); wild || err != nil {
+				return name, err
+			}
+		}
 		name = next
 		chain = append(chain, name)
 	}
 	return "", fmt.Errorf("CNAME chain of more than %d links", maxCNAMEs)
+}
+
+// alias returns the target of the CNAME at name, "" when the answer has none.
+func alias(answer *miekg.Msg, name string) string {
+	for _, rr := range answer.Answer {
+		if c, ok := rr.(*miekg.CNAME); ok && sameName(c.Hdr.Name, name) {
+			return miekg.CanonicalName(c.Target)
+		}
+	}
+	return ""
+}
+
+// isWild reports whether the CNAME from name to target is that of a wildcard:
+// then a name beside it, of which nobody has heard, has it too.
+func (s *Solver) isWild(ctx context.Context, name, target string) (bool, error) {
+	off, end := miekg.NextLabel(name, 0)
+	if end {
+		return false, nil
+	}
+	beside := "edge-" + strings.ToLower(rand.Text()) + "." + name[off:]
+	if _, ok := miekg.IsDomainName(beside); !ok {
+		return false, nil // name is about as long as names can be
+	}
+	answer, err := s.ask(ctx, beside, miekg.TypeCNAME)
+	if err != nil {
+		return false, err
+	}
+	return alias(answer, beside) == target, nil
 }
 
 // zoneOf returns the apex of the zone that name is in: the closest ancestor with
@@ -190,8 +224,12 @@ func (s *Solver) zoneOf(ctx context.Context, name string) (string, error) {
 }
 
 // apex reads the zone of name from the answer to its SOA query. The owner must
-// be name or above it: behind a CNAME the SOA is that of another zone.
+// be name or above it. Behind a CNAME the SOA is that of another zone, which may
+// be above it too.
 func apex(answer *miekg.Msg, name string) string {
+	if alias(answer, name) != "" {
+		return ""
+	}
 	for _, rr := range slices.Concat(answer.Answer, answer.Ns) {
 		soa, ok := rr.(*miekg.SOA)
 		if !ok {
