@@ -248,6 +248,12 @@ func (d *fileDriver) guard(ctx context.Context) (_ *os.Root, unlock func(), err 
 		return nil, nil, context.Cause(ctx)
 	}
 	f, err := lockGuard(ctx, root)
+	if errors.Is(err, context.DeadlineExceeded) { // never because of work, which takes milliseconds
+		err = &fault{
+			message: fmt.Sprintf("another process keeps %s/%s locked", d.dir, guardFile),
+			hint:    "is one that uses the directory stopped? lslocks names it", cause: err,
+		}
+	}
 	if err != nil {
 		<-d.turn
 		return nil, nil, d.explain(err)

@@ -222,6 +222,9 @@ func TestWaitingForTheGuardEndsWithTheContext(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	again, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	wantText(t, s.Store(again, "key", nil), "another process keeps "+dir+"/.edge/guard locked (is one that uses the directory stopped?")
 	if got, err := s.Load(t.Context(), "key"); err != nil || string(got) != "old" {
 		t.Errorf("reading meanwhile: got %q, %v", got, err)
 	}
