@@ -25,10 +25,11 @@ type Manager struct {
 	tickets tickets
 	refuse  *tls.Config // for names without a certificate
 
-	state atomic.Pointer[state] // the configuration in force; never nil
-	index atomic.Pointer[index] // what handshakes read; never nil
-	wake  chan struct{}         // look now
-	slots chan struct{}         // held by orders in flight
+	state   atomic.Pointer[state] // the configuration in force; never nil
+	index   atomic.Pointer[index] // what handshakes read; never nil
+	wake    chan struct{}         // look now
+	slots   chan struct{}         // held by orders in flight
+	syncing chan struct{}         // held by whoever compares what is loaded with the storage
 
 	mu       sync.Mutex
 	store    *store.Store // of the first Commit that obtains something; closed by Run
@@ -54,7 +55,7 @@ type state struct {
 func New(o Options) *Manager {
 	m := &Manager{
 		options: o, log: o.Logger, backoff: o.Backoff, refuse: newRefusal(),
-		wake: make(chan struct{}, 1), slots: make(chan struct{}, maxOrders),
+		wake: make(chan struct{}, 1), slots: make(chan struct{}, maxOrders), syncing: make(chan struct{}, 1),
 		files: map[string]*certificate{}, loaded: map[string]*stored{}, jobs: map[string]*job{}, accounts: map[string]*account{},
 	}
 	if m.log == nil {

@@ -50,7 +50,8 @@ func certificateKey(id string) string {
 	return certificateDir + "/" + url.PathEscape(id) + ".json"
 }
 
-// certificateID is the inverse of certificateKey; false for foreign objects.
+// certificateID is the inverse of certificateKey; false for foreign objects,
+// also those whose name only decodes to an id.
 func certificateID(key string) (string, bool) {
 	name, ok := strings.CutPrefix(key, certificateDir+"/")
 	if !ok {
@@ -61,7 +62,7 @@ func certificateID(key string) (string, bool) {
 		return "", false
 	}
 	id, err := url.PathUnescape(name)
-	return id, err == nil
+	return id, err == nil && certificateKey(id) == key
 }
 
 // checkFormat reads the format of a stored object before anything else.
@@ -114,9 +115,9 @@ func (o *object) certificate() (*certificate, error) {
 
 // stored is what this process knows about one object of the storage.
 type stored struct {
-	version store.Version // "" when the object is gone; what it held still serves
+	version store.Version // "" when the object is gone or could not be read; what it held still serves
 	cert    *certificate  // the last good content; nil when there never was one
-	err     error         // why the content of version is not usable
+	err     error         // why the object is not usable
 }
 
 // need says why a bundle has to be ordered, "" when it has not.

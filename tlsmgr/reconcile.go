@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"edge/tlsmgr/store"
@@ -196,9 +198,17 @@ func (w *weather) pause(interval time.Duration) time.Duration {
 	return d + time.Duration((rand.Float64()-0.5)*0.4*float64(d)) //nolint:gosec // jitter is no secret
 }
 
-// sync brings what is loaded up to what the storage has: one listing, and one
-// read for each object that changed.
+// sync brings what is loaded up to what the storage has: one listing, one read
+// for each object that changed, and one new index. An object that cannot be
+// read is complained about and tried again at the next look; the others are
+// loaded. When many cannot be read it is the storage that fails.
 func (m *Manager) sync(ctx context.Context, s *store.Store) error {
+	select {
+	case m.syncing <- struct{}{}: // Load and Run need not both read everything
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-m.syncing }()
 	m.mu.Lock()
 	before := maps.Clone(m.loaded)
 	m.mu.Unlock()
@@ -208,37 +218,71 @@ func (m *Manager) sync(ctx context.Context, s *store.Store) error {
 	if err != nil {
 		return err
 	}
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(maxLoads)
+	var changed []string
 	for _, o := range objects {
 		id, ok := certificateID(o.Key)
 		if !ok {
 			continue
 		}
-		was := before[id]
-		delete(before, id)
-		if was != nil && was.version == o.Version {
-			continue
+		if was := before[id]; was == nil || was.version != o.Version {
+			changed = append(changed, id)
 		}
-		group.Go(func() error {
-			_, err := m.read(groupCtx, s, id)
-			return err
+		delete(before, id)
+	}
+	m.forget(before)
+	return m.readAll(ctx, s, changed)
+}
+
+// readAll reads objects and serves what is new among them.
+func (m *Manager) readAll(ctx context.Context, s *store.Store, ids []string) error {
+	fresh := make([]bool, len(ids))
+	var unread atomic.Int32
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(maxLoads)
+	for n, id := range ids {
+		group.Go(func() (err error) {
+			if groupCtx.Err() != nil {
+				return groupCtx.Err()
+			}
+			var l *stored
+			l, err = m.fetch(groupCtx, s, id)
+			if err != nil && (groupCtx.Err() != nil || unread.Add(1) > maxUnread) {
+				return err
+			}
+			if err != nil {
+				l = &stored{err: err}
+			}
+			_, fresh[n] = m.remember(ctx, id, l)
+			return nil
 		})
 	}
-	err = group.Wait()
-	m.forget(before)
+	err := group.Wait()
+	var news []string
+	for n, id := range ids {
+		if fresh[n] {
+			news = append(news, id)
+		}
+	}
+	m.serve(ctx, news...)
 	return err
 }
 
-// read loads one object and serves it. A missing object is no error; one that
-// cannot be used is remembered with its version, so that it is read and
-// complained about once, and what it replaced goes on serving.
+// read loads one object and serves it. A missing object is no error.
 func (m *Manager) read(ctx context.Context, s *store.Store, id string) (*stored, error) {
+	l, err := m.fetch(ctx, s, id)
+	if err != nil {
+		return nil, err
+	}
+	return m.keep(ctx, id, l), nil
+}
+
+// fetch gets one object from the storage.
+func (m *Manager) fetch(ctx context.Context, s *store.Store, id string) (*stored, error) {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	data, version, err := s.LoadVersion(ctx, certificateKey(id))
 	if errors.Is(err, fs.ErrNotExist) {
-		return m.keep(ctx, id, &stored{}), nil
+		return &stored{}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -247,48 +291,82 @@ func (m *Manager) read(ctx context.Context, s *store.Store, id string) (*stored,
 	if err != nil {
 		err = fmt.Errorf("stored certificate %s: %w", certificateKey(id), err)
 	}
-	return m.keep(ctx, id, &stored{version: version, cert: c, err: err}), nil
+	return &stored{version: version, cert: c, err: err}, nil
 }
 
 // keep remembers what was read, and serves it when it is something new.
 func (m *Manager) keep(ctx context.Context, id string, l *stored) *stored {
-	m.mu.Lock()
-	old := m.loaded[id]
-	if old != nil && old.version == l.version {
-		m.mu.Unlock()
-		return old
-	}
-	fresh := l.cert != nil
-	if !fresh && old != nil {
-		l.cert = old.cert
-	}
-	m.loaded[id] = l
-	m.rebuildLocked(time.Now())
-	j := m.jobs[id]
-	if fresh && j != nil {
-		j.ordering, j.err, j.failures = false, nil, 0
-		if j.waiting != nil {
-			j.waiting()
-		}
-	}
-	planned := m.state.Load().bundles[id] != nil
-	m.mu.Unlock()
-	if fresh && planned {
-		m.emit(ctx, id, StepLoaded, fmt.Sprintf("serial %s, valid until %s", l.cert.serial(), l.cert.leaf().NotAfter.UTC().Format(time.RFC3339)))
-	}
-	if l.err != nil {
-		m.log.LogAttrs(ctx, slog.LevelWarn, "stored certificate is not usable", slog.String("certificate", id), slog.Any("error", l.err))
+	l, fresh := m.remember(ctx, id, l)
+	if fresh {
+		m.serve(ctx, id)
 	}
 	return l
 }
 
+// remember notes what was read and reports whether that is another certificate
+// to serve. What cannot be used is remembered with its version, so that it is
+// read and complained about once, and what it replaced goes on serving.
+func (m *Manager) remember(ctx context.Context, id string, l *stored) (_ *stored, fresh bool) {
+	m.mu.Lock()
+	old := m.loaded[id]
+	if old != nil && old.version == l.version && (old.err != nil) == (l.err != nil) {
+		m.mu.Unlock()
+		return old, false
+	}
+	fresh = l.cert != nil
+	if !fresh && old != nil {
+		l.cert = old.cert
+	}
+	m.loaded[id] = l
+	m.mu.Unlock()
+	if l.err != nil {
+		m.log.LogAttrs(ctx, slog.LevelWarn, "stored certificate is not usable", slog.String("certificate", id), slog.Any("error", oneError(l.err)))
+	}
+	return l, fresh
+}
+
+// serve puts certificates that were just remembered into the index. It makes
+// one for all of them: an index is built from everything that is loaded.
+func (m *Manager) serve(ctx context.Context, ids ...string) {
+	if len(ids) == 0 {
+		return
+	}
+	now := time.Now()
+	m.mu.Lock()
+	m.rebuildLocked(now)
+	st := m.state.Load()
+	told := map[string]*certificate{}
+	for _, id := range ids {
+		l, b := m.loaded[id], st.bundles[id]
+		if l == nil || b == nil {
+			continue
+		}
+		told[id] = l.cert
+		if j := m.jobs[id]; j != nil {
+			j.loaded(b.needs(l, st.issuers[b.Issuer].config.Directory, now) == needNothing)
+		}
+	}
+	m.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(told)) {
+		c := told[id]
+		m.emit(ctx, id, StepLoaded, fmt.Sprintf("serial %s, valid until %s", c.serial(), c.leaf().NotAfter.UTC().Format(time.RFC3339)))
+	}
+}
+
 // forget marks objects that a listing did not have any more. Their certificates
-// go on serving. One that changed since before the listing is left alone.
+// go on serving while somebody may want them. One that changed since before the
+// listing is left alone.
 func (m *Manager) forget(gone map[string]*stored) {
+	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	st := m.state.Load()
 	for id, was := range gone {
-		if m.loaded[id] == was && was.version != "" {
+		switch {
+		case m.loaded[id] != was:
+		case st.bundles[id] == nil && (was.cert == nil || was.cert.expired(now)):
+			delete(m.loaded, id)
+		case was.version != "" || was.err != nil:
 			m.loaded[id] = &stored{cert: was.cert}
 		}
 	}

@@ -56,5 +56,6 @@ const (
 	cleanupTimeout  = 30 * time.Second // to remove challenge records or a lease after the work
 	maxOrders       = 4                // orders in flight in this process
 	maxLoads        = 32               // objects loaded from the storage at once
+	maxUnread       = 8                // objects that one look may fail to read before it is the storage that fails
 	maxAuthz        = 8                // authorizations of one order in flight
 )

@@ -37,6 +37,18 @@ type job struct {
 // rest makes j the job on a bundle that needs none.
 func (j *job) rest(settled bool) { *j = job{settled: settled, contests: j.contests} }
 
+// loaded takes note of a certificate that serves from now on. Who waits for
+// another replica's work has it.
+func (j *job) loaded(enough bool) {
+	j.ordering = false
+	if enough {
+		j.err, j.failures = nil, 0
+	}
+	if j.waiting != nil {
+		j.waiting()
+	}
+}
+
 // consider starts the work on bundle b if it needs some and may have some.
 func (m *Manager) consider(ctx context.Context, s *store.Store, st *state, b *Bundle, now time.Time, work *sync.WaitGroup) {
 	begin, warning := m.judge(st, b, now)
