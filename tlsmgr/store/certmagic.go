@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -45,7 +46,7 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	if err := s.objects.remove(ctx, key); err != nil {
 		return fmt.Errorf("delete %q: %w", key, err)
 	}
-	below, _, err := s.walk(ctx, key, false)
+	below, err := s.walk(ctx, key)
 	if err != nil {
 		return fmt.Errorf("delete %q: %w", key, err)
 	}
@@ -68,35 +69,28 @@ func (s *Store) Exists(ctx context.Context, key string) bool {
 }
 
 // List returns the keys of objects and directories below dir in order: those
-// directly below, or with recursive all of them. "" is the root. A dir that
-// does not exist is fs.ErrNotExist, one that is an object has nothing below.
+// directly below, or with recursive all of them; either costs a listing of all.
+// "" is the root. A dir that does not exist is fs.ErrNotExist, one that is an
+// object has nothing below.
 func (s *Store) List(ctx context.Context, dir string, recursive bool) ([]string, error) {
 	if err := s.checkDir(dir); err != nil {
 		return nil, fmt.Errorf("list %q: %w", dir, err)
 	}
-	objects, dirs, err := s.walk(ctx, dir, !recursive)
+	objects, err := s.walk(ctx, dir)
+	if err == nil && len(objects) == 0 && dir != "" {
+		_, _, err = s.objects.stat(ctx, dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list %q: %w", dir, err)
 	}
-	if len(objects)+len(dirs) == 0 {
-		if dir == "" {
-			return nil, nil
-		}
-		_, _, err := s.objects.stat(ctx, dir)
-		if err != nil {
-			return nil, fmt.Errorf("list %q: %w", dir, err)
-		}
-		return nil, nil
-	}
-	keys := make(map[string]struct{}, len(objects)+len(dirs))
-	for _, d := range dirs {
-		keys[d] = struct{}{}
-	}
+	above := cmp.Or(dir, ".") // as path.Dir says it
+	keys := map[string]struct{}{}
 	for _, o := range objects {
-		keys[o.Key] = struct{}{}
 		// certmagic's own file storage lists the directories too.
-		for d := path.Dir(o.Key); d != "." && d != dir; d = path.Dir(d) {
-			keys[d] = struct{}{}
+		for key := o.Key; key != above; key = path.Dir(key) {
+			if recursive || path.Dir(key) == above {
+				keys[key] = struct{}{}
+			}
 		}
 	}
 	return slices.Sorted(maps.Keys(keys)), nil

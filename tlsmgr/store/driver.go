@@ -21,11 +21,9 @@ type driver interface {
 	// remove deletes the object at key; a missing one is no error.
 	remove(ctx context.Context, key string) error
 
-	// list returns a page of what is below directory dir ("" is the root).
-	// token is "" or the next of the page before. In the flat form dirs holds
-	// the directories directly below dir, as keys; otherwise objects holds
-	// everything below and dirs is empty.
-	list(ctx context.Context, dir, token string, flat bool) (page, error)
+	// list returns a page of the objects below directory dir ("" is the root),
+	// at any depth. token is "" or the next of the page before.
+	list(ctx context.Context, dir, token string) (page, error)
 
 	// stat describes the object at key, or the directory when there is no
 	// object (terminal false, only Key set), or returns fs.ErrNotExist.
@@ -43,7 +41,6 @@ type condition struct {
 
 type page struct {
 	objects []Object
-	dirs    []string
 	next    string // "" on the last page
 }
 
@@ -103,13 +100,13 @@ func (c *capped) remove(ctx context.Context, key string) error {
 	return ended(ctx, c.driver.remove(bounded, key))
 }
 
-func (c *capped) list(ctx context.Context, dir, token string, flat bool) (page, error) {
+func (c *capped) list(ctx context.Context, dir, token string) (page, error) {
 	bounded, leave, err := c.enter(ctx)
 	if err != nil {
 		return page{}, err
 	}
 	defer leave()
-	p, err := c.driver.list(bounded, dir, token, flat)
+	p, err := c.driver.list(bounded, dir, token)
 	return p, ended(ctx, err)
 }
 

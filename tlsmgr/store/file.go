@@ -329,50 +329,28 @@ func (d *fileDriver) stat(ctx context.Context, key string) (Object, bool, error)
 
 // list reads every file for its version, in one page: a directory that is
 // shared by the processes of one machine is small enough for that.
-func (d *fileDriver) list(ctx context.Context, dir, _ string, flat bool) (page, error) {
+func (d *fileDriver) list(ctx context.Context, dir, _ string) (page, error) {
 	root, err := d.open(ctx)
 	if err != nil {
 		return page{}, err
 	}
 	var p page
-	if flat {
-		err = listFlat(ctx, root, dir, &p)
-	} else {
-		err = walkDir(ctx, root, dir, func(e fs.DirEntry, key string) error {
-			if len(p.objects) > maxList {
-				return nil // Store refuses the page
-			}
-			o, err := describe(root, e, key)
-			if err == nil {
-				p.objects = append(p.objects, o)
-			}
-			return err
-		})
-	}
+	err = walkDir(ctx, root, dir, func(e fs.DirEntry, key string) error {
+		if len(p.objects) > maxList {
+			return nil // Store refuses the page
+		}
+		o, err := describe(root, e, key)
+		if err == nil {
+			p.objects = append(p.objects, o)
+		}
+		return err
+	})
 	if err != nil && !missing(err) {
 		return page{}, d.explain(err)
 	}
 	// A bucket sorts whole keys, where "a-b" is before "a/b".
 	slices.SortFunc(p.objects, func(a, b Object) int { return strings.Compare(a.Key, b.Key) })
 	return p, nil
-}
-
-func listFlat(ctx context.Context, root *os.Root, dir string, p *page) error {
-	entries, err := readDir(root, dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		key := path.Join(dir, e.Name())
-		switch {
-		case checkKey(key) != nil:
-		case e.IsDir() && hasObject(ctx, root, key):
-			p.dirs = append(p.dirs, key)
-		case e.Type().IsRegular():
-			p.objects = append(p.objects, Object{Key: key})
-		}
-	}
-	return context.Cause(ctx)
 }
 
 // hasObject reports whether there is anything below a directory; one that a

@@ -88,7 +88,7 @@ func (d *memDriver) remove(_ context.Context, key string) error {
 	return nil
 }
 
-func (d *memDriver) list(_ context.Context, dir, _ string, _ bool) (page, error) {
+func (d *memDriver) list(_ context.Context, dir, _ string) (page, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var p page

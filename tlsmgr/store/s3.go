@@ -253,16 +253,13 @@ func (d *s3Driver) remove(ctx context.Context, key string) error {
 	return ignoreMissing(d.explain(err))
 }
 
-func (d *s3Driver) list(ctx context.Context, dir, token string, flat bool) (page, error) {
+func (d *s3Driver) list(ctx context.Context, dir, token string) (page, error) {
 	in := &s3.ListObjectsV2Input{Prefix: &d.prefix, MaxKeys: aws.Int32(d.pageSize)}
 	if dir != "" {
 		in.Prefix = d.name(dir + "/")
 	}
 	if token != "" {
 		in.ContinuationToken = &token
-	}
-	if flat {
-		in.Delimiter = aws.String("/")
 	}
 	return d.listPage(ctx, in)
 }
@@ -286,12 +283,6 @@ func (d *s3Driver) listPage(ctx context.Context, in *s3.ListObjectsV2Input) (pag
 		p.objects = append(p.objects, Object{
 			Key: key, Version: version(o.ETag), Size: aws.ToInt64(o.Size), Modified: aws.ToTime(o.LastModified),
 		})
-	}
-	for _, c := range out.CommonPrefixes {
-		dir := strings.TrimSuffix(strings.TrimPrefix(aws.ToString(c.Prefix), d.prefix), "/")
-		if checkKey(dir) == nil {
-			p.dirs = append(p.dirs, dir)
-		}
 	}
 	if aws.ToBool(out.IsTruncated) {
 		if p.next = aws.ToString(out.NextContinuationToken); p.next == "" {

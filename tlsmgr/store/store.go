@@ -227,7 +227,7 @@ func (s *Store) ListVersions(ctx context.Context, prefix string) ([]Object, erro
 	if err := s.checkDir(prefix); err != nil {
 		return nil, fmt.Errorf("list %q: %w", prefix, err)
 	}
-	objects, _, err := s.walk(ctx, prefix, false)
+	objects, err := s.walk(ctx, prefix)
 	if err != nil {
 		return nil, fmt.Errorf("list %q: %w", prefix, err)
 	}
@@ -235,21 +235,21 @@ func (s *Store) ListVersions(ctx context.Context, prefix string) ([]Object, erro
 }
 
 // walk reads all pages of a listing.
-func (s *Store) walk(ctx context.Context, dir string, flat bool) (objects []Object, dirs []string, err error) {
+func (s *Store) walk(ctx context.Context, dir string) (objects []Object, err error) {
 	for token := ""; ; {
-		p, err := s.objects.list(ctx, dir, token, flat)
+		p, err := s.objects.list(ctx, dir, token)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		objects, dirs = append(objects, p.objects...), append(dirs, p.dirs...)
-		if len(objects)+len(dirs) > maxList {
-			return nil, nil, &fault{message: fmt.Sprintf("more than %d objects", maxList), hint: "give edge a prefix of its own"}
+		objects = append(objects, p.objects...)
+		if len(objects) > maxList {
+			return nil, &fault{message: fmt.Sprintf("more than %d objects", maxList), hint: "give edge a prefix of its own"}
 		}
 		switch p.next {
 		case "":
-			return objects, dirs, nil
+			return objects, nil
 		case token:
-			return nil, nil, errEndless
+			return nil, errEndless
 		}
 		token = p.next
 	}
