@@ -50,48 +50,21 @@ func accountID(i *config.Issuer) string {
 
 func accountKey(id string) string { return accountDir + "/" + id + ".json" }
 
-// account returns the account of issuer i: from memory, from the storage, or
-// registered now under a lease, so that replicas that start together register
-// one.
+// account returns the account of issuer i from the storage, or registers one
+// now under a lease, so that replicas that start together register one. It is
+// read for each order, so that one which another replica or the operator
+// replaced is used at once.
 func (m *Manager) account(ctx context.Context, s *store.Store, i *issuer) (*account, error) {
-	id := accountID(i.config)
-	m.mu.Lock()
-	a := m.accounts[id]
-	m.mu.Unlock()
-	if a != nil {
-		return a, nil
-	}
-	a, err := loadAccount(ctx, s, id)
+	a, err := loadAccount(ctx, s, accountID(i.config))
 	if errors.Is(err, fs.ErrNotExist) {
-		a, err = m.register(ctx, s, i, "")
+		return m.register(ctx, s, i, "")
 	}
-	if err != nil {
-		return nil, err
-	}
-	m.keepAccount(id, a)
-	return a, nil
+	return a, err
 }
 
-// replaceAccount is for an account that the CA does not know any more. Another
-// replica may have replaced it already, then theirs is used.
-func (m *Manager) replaceAccount(ctx context.Context, s *store.Store, i *issuer, lost *account) (*account, error) {
-	a, err := m.register(ctx, s, i, lost.version)
-	if err != nil {
-		return nil, err
-	}
-	m.keepAccount(accountID(i.config), a)
-	return a, nil
-}
-
-func (m *Manager) keepAccount(id string, a *account) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.accounts[id] = a
-}
-
-// register makes a new account in place of the stored version old, "" for none.
-// What is stored is looked at again under the lease, because waiting for the
-// lease is how the second replica learns that the first was there.
+// register makes a new account in place of the stored version old, "" for none,
+// which the CA does not know any more. What is stored is looked at again under
+// the lease: another replica may have replaced it already, then theirs is used.
 func (m *Manager) register(ctx context.Context, s *store.Store, i *issuer, old store.Version) (_ *account, err error) {
 	id := accountID(i.config)
 	lease, err := s.Acquire(ctx, "account/"+id)
@@ -182,6 +155,9 @@ func decodeAccount(data []byte) (*account, error) {
 		return nil, err
 	}
 	key, err := decodeKey(o.PrivateKey)
+	if err == nil && o.Account.Location == "" {
+		err = errors.New("has no account URL")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w (restore the object, or delete it to register a new account)", err)
 	}

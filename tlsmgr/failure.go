@@ -41,21 +41,21 @@ func (i *issuer) explain(operation string, err error) error {
 		return err
 	}
 	if p, ok := problemOf(err); ok {
-		return &failure{text: operation + ": the CA refuses: " + describe(p), cause: err}
+		return &failure{text: operation + ": the CA refuses: " + i.describe(p), cause: err}
 	}
 	reason, hint := i.network(err)
 	return &failure{text: fmt.Sprintf("%s: %s (%s)", operation, reason, hint), cause: err}
 }
 
 // describe is an ACME problem (RFC 8555 section 6.7) with advice.
-func describe(p acme.Problem) string {
+func (i *issuer) describe(p acme.Problem) string {
 	kind := strings.TrimPrefix(p.Type, acme.ProblemTypeNamespace)
 	texts := []string{kind + ": " + oneLine(p.Detail)}
 	for _, sub := range p.Subproblems {
 		texts = append(texts, sub.Identifier.Value+": "+oneLine(sub.Detail))
 	}
 	text := firstFew(texts)
-	if hint := adviceFor(p.Type); hint != "" {
+	if hint := i.adviceFor(p); hint != "" {
 		text += " (" + hint + ")"
 	}
 	return text
@@ -67,9 +67,12 @@ func isBusy(err error) bool {
 	return ok && (p.Type == acme.ProblemTypeRateLimited || p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable)
 }
 
-// adviceFor is what to do about a type of problem.
-func adviceFor(problemType string) string {
-	switch problemType {
+// adviceFor is what to do about a problem.
+func (i *issuer) adviceFor(p acme.Problem) string {
+	if _, proof := p.Resource.(acme.Authorization); p.Type == acme.ProblemTypeUnauthorized && !proof {
+		return "is the ACME account deactivated? Then delete " + accountKey(accountID(i.config)) + " from the storage, and edge registers a new one"
+	}
+	switch p.Type {
 	case acme.ProblemTypeRateLimited:
 		return "too many orders or failures; edge waits as long as the CA says"
 	case acme.ProblemTypeRejectedIdentifier, acme.ProblemTypeUnsupportedIdentifier:
@@ -78,6 +81,8 @@ func adviceFor(problemType string) string {
 		return "a CAA record of the domain forbids this CA"
 	case acme.ProblemTypeDNS, acme.ProblemTypeUnauthorized, acme.ProblemTypeIncorrectResponse:
 		return "is the zone that edge changes the one that the internet sees?"
+	case acme.ProblemTypeAccountDoesNotExist:
+		return "edge registers a new account at the next attempt"
 	case acme.ProblemTypeExternalAccountRequired:
 		return "external account binding is not supported yet; use another issuer"
 	case acme.ProblemTypeInvalidContact, acme.ProblemTypeUnsupportedContact:

@@ -75,9 +75,10 @@ func TestProblemsOfTheCAComeWithAdvice(t *testing.T) {
 		acme.ProblemTypeExternalAccountRequired: "not supported yet",
 		acme.ProblemTypeInvalidContact:          "check the issuer's email",
 		acme.ProblemTypeUserActionRequired:      "wants a person",
+		acme.ProblemTypeAccountDoesNotExist:     "at the next attempt",
 		acme.ProblemTypeServerInternal:          "",
 	} {
-		p := acme.Problem{Type: kind, Detail: "because"}
+		p := acme.Problem{Type: kind, Detail: "because", Resource: acme.Authorization{}}
 		for _, err := range []error{fmt.Errorf("attempt 1: %w", p), fmt.Errorf("order: %w", &p)} { // acmez does both
 			got := testIssuer().explain("finalize", err).Error()
 			want := "finalize: the CA refuses: " + strings.TrimPrefix(kind, acme.ProblemTypeNamespace) + ": because"
@@ -95,7 +96,7 @@ func TestProblemNamesTheFirstFewIdentifiers(t *testing.T) {
 			Problem: acme.Problem{Detail: "no"}, Identifier: acme.Identifier{Type: "dns", Value: fmt.Sprintf("n%d.test", n)},
 		})
 	}
-	if got, want := describe(p), "compound: many; n0.test: no; n1.test: no; and 8 more"; got != want {
+	if got, want := testIssuer().describe(p), "compound: many; n0.test: no; n1.test: no; and 8 more"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }

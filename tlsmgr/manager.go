@@ -37,7 +37,6 @@ type Manager struct {
 	files    map[string]*certificate // file certificates by name
 	loaded   map[string]*stored      // by Bundle.ID, what the storage has
 	jobs     map[string]*job         // by Bundle.ID
-	accounts map[string]*account     // by accountID
 }
 
 // state is one configuration, ready to serve. It is immutable.
@@ -56,7 +55,7 @@ func New(o Options) *Manager {
 	m := &Manager{
 		options: o, log: o.Logger, backoff: o.Backoff, refuse: newRefusal(),
 		wake: make(chan struct{}, 1), slots: make(chan struct{}, maxOrders), syncing: make(chan struct{}, 1),
-		files: map[string]*certificate{}, loaded: map[string]*stored{}, jobs: map[string]*job{}, accounts: map[string]*account{},
+		files: map[string]*certificate{}, loaded: map[string]*stored{}, jobs: map[string]*job{},
 	}
 	if m.log == nil {
 		m.log = slog.Default()

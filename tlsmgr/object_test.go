@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mholt/acmez/v3/acme"
+
 	"edge/config"
 )
 
@@ -119,10 +121,15 @@ func TestNeedsSaysWhy(t *testing.T) {
 }
 
 func TestStoredAccountIsRefused(t *testing.T) {
+	homeless, err := encodeAccount(&config.Issuer{}, &acme.Account{PrivateKey: newTestCA(t).key})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for want, data := range map[string]string{
 		"written by a newer edge": `{"format":2}`,
 		"not JSON":                `{`,
 		"private key is not PEM (restore the object, or delete it to register a new account)": `{"format":1}`,
+		"has no account URL (restore the object": string(homeless),
 	} {
 		if _, err := decodeAccount([]byte(data)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %s", data, err, want)

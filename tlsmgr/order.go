@@ -89,7 +89,7 @@ func (o *order) place(ctx context.Context, profile string) (err error) {
 	if isLost(err) {
 		o.m.log.LogAttrs(ctx, slog.LevelWarn, "the CA does not know the account any more, registering a new one",
 			slog.String("issuer", o.bundle.Issuer), slog.String("account", o.account.Location))
-		if o.account, err = o.m.replaceAccount(ctx, o.store, o.issuer, o.account); err != nil {
+		if o.account, err = o.m.register(ctx, o.store, o.issuer, o.account.version); err != nil {
 			return err
 		}
 		o.say(ctx, StepAccount, "%s replaces a lost one", o.account.Location)

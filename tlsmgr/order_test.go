@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/letsencrypt/pebble/v2/ca"
+	"github.com/mholt/acmez/v3/acme"
 
 	"edge/config"
 	"edge/internal/acmelab"
@@ -190,6 +192,58 @@ func TestLostAccountIsReplacedAndTheOrderRepeated(t *testing.T) {
 			t.Errorf("an attempt failed:\n%s", r.logs)
 		}
 	}
+}
+
+func TestAccountThatIsLostDuringAnOrderIsReplacedByTheNextAttempt(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{acmelab.PathAuthz, acmelab.PathChallenge, acmelab.PathFinalize, acmelab.PathCert} {
+		t.Run(strings.Trim(path, "/"), func(t *testing.T) {
+			t.Parallel()
+			var lab *acmelab.Lab
+			var lost atomic.Bool
+			lab = acmelab.New(t, acmelab.Options{CA: acmelab.CAOptions{Gate: func(p string) {
+				if strings.HasPrefix(p, path) && !lost.Swap(true) {
+					lab.CA.ForgetAccounts()
+				}
+			}}})
+			m := start(t, labConfig(t, lab, "a.example.test"), nil)
+			if e := m.until(t, "example.test", StepFailed); !strings.Contains(e.Detail, "registers a new account at the next attempt") {
+				t.Errorf("detail %s", e.Detail)
+			}
+			m.until(t, "example.test", StepLoaded)
+			if n := lab.CA.Requests(acmelab.PathNewAccount); n != 2 {
+				t.Errorf("%d accounts registered, want 2", n)
+			}
+		})
+	}
+}
+
+func TestDeactivatedAccountIsReplacedOnceItsObjectIsDeleted(t *testing.T) {
+	t.Parallel()
+	lab := acmelab.New(t, acmelab.Options{})
+	cfg := labConfig(t, lab, "a.example.test")
+	m := start(t, cfg, nil)
+	m.until(t, "example.test", StepLoaded)
+	i := m.state.Load().issuers["lab"]
+	a, err := m.account(t.Context(), m.storage(), i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := a.Account
+	end.Status = acme.StatusDeactivated
+	if _, err := i.client.UpdateAccount(t.Context(), end); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Certificates["one"] = &config.Certificate{Names: []string{"one.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
+	commit(t, m.Manager, cfg)
+	key := accountKey(accountID(i.config))
+	if e := m.until(t, "one", StepFailed); !strings.Contains(e.Detail, "unauthorized: ") || !strings.Contains(e.Detail, "delete "+key) {
+		t.Errorf("detail %s", e.Detail)
+	}
+	if err := m.storage().Delete(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	m.until(t, "one", StepLoaded) // without a restart
 }
 
 func TestRefusalsAreOneLineWithAHint(t *testing.T) {
