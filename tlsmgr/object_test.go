@@ -129,7 +129,7 @@ func TestStoredAccountIsRefused(t *testing.T) {
 		"written by a newer edge": `{"format":2}`,
 		"not JSON":                `{`,
 		"private key is not PEM (restore the object, or delete it to register a new account)": `{"format":1}`,
-		"has no account URL (restore the object": string(homeless),
+		"has no account URL (restore the object":                                              string(homeless),
 	} {
 		if _, err := decodeAccount([]byte(data)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %s", data, err, want)

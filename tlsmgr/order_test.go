@@ -76,6 +76,14 @@ func TestHundredNamesAreOneOrderOneUpdateAndOneWait(t *testing.T) {
 	}
 }
 
+// One listing and two requests for each name, five a second for the account,
+// and another order may be at it.
+func TestCleaningUpHasTimeForAHundredNamesAtRoute53(t *testing.T) {
+	if need := (1 + 2*100) * time.Second / 5; cleanupTimeout < 2*need {
+		t.Errorf("cleanupTimeout %s, want at least %s", cleanupTimeout, 2*need)
+	}
+}
+
 func TestKeyTypeIsTheConfiguredOne(t *testing.T) {
 	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})

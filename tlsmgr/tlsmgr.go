@@ -53,7 +53,7 @@ const (
 	defaultInterval = 10 * time.Second
 	attemptTimeout  = 10 * time.Minute // of one order, from the lease to the stored object
 	storageTimeout  = 30 * time.Second // of one call to the storage
-	cleanupTimeout  = 30 * time.Second // to remove challenge records or a lease after the work
+	cleanupTimeout  = 2 * time.Minute  // to remove challenge records; Route 53 takes 40 s for a hundred names
 	maxOrders       = 4                // orders in flight in this process
 	maxLoads        = 32               // objects loaded from the storage at once
 	maxUnread       = 8                // objects that one look may fail to read before it is the storage that fails

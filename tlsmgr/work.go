@@ -324,7 +324,5 @@ func (m *Manager) swap(ctx context.Context, s *store.Store, id string, data []by
 
 // release gives a lease up, also when ctx has ended.
 func release(ctx context.Context, lease *store.Lease) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-	defer cancel()
 	_ = lease.Release(ctx) // it lapses otherwise
 }
