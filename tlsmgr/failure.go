@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"strings"
@@ -59,12 +58,6 @@ func (i *issuer) describe(p acme.Problem) string {
 		text += " (" + hint + ")"
 	}
 	return text
-}
-
-// isBusy reports whether err is a CA that asks for patience.
-func isBusy(err error) bool {
-	p, ok := problemOf(err)
-	return ok && (p.Type == acme.ProblemTypeRateLimited || p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable)
 }
 
 // adviceFor is what to do about a problem.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/mholt/acmez/v3/acme"
@@ -102,18 +103,12 @@ func TestProblemNamesTheFirstFewIdentifiers(t *testing.T) {
 }
 
 func TestOnlyACAThatIsBusyIsWaitedFor(t *testing.T) {
-	for name, c := range map[string]struct {
-		err  error
-		want bool
-	}{
-		"rate limit":      {acme.Problem{Type: acme.ProblemTypeRateLimited}, true},
-		"429":             {acme.Problem{Type: "other", Status: http.StatusTooManyRequests}, true},
-		"503":             {&acme.Problem{Type: "other", Status: http.StatusServiceUnavailable}, true},
-		"a refusal":       {acme.Problem{Type: acme.ProblemTypeCAA, Status: http.StatusForbidden}, false},
-		"something local": {errors.New("dns"), false},
+	for status, want := range map[int]time.Duration{
+		http.StatusTooManyRequests: time.Minute, http.StatusServiceUnavailable: time.Minute, http.StatusForbidden: 0, http.StatusOK: 0,
 	} {
-		if got := isBusy(fmt.Errorf("place: %w", c.err)); got != c.want {
-			t.Errorf("%s: %v, want %v", name, got, c.want)
+		resp := &http.Response{StatusCode: status, Header: http.Header{"Retry-After": {"60"}}}
+		if got := askedToWait(resp, time.Now()); got != want {
+			t.Errorf("%d: %s, want %s", status, got, want)
 		}
 	}
 }

@@ -103,11 +103,13 @@ func newACMEClient(roots *x509.CertPool) *http.Client {
 	}
 }
 
-// acmeTransport does what acmez does not: it bounds the answers, notes the
-// Retry-After of refusals for the attempt whose context a request carries, and
-// keeps the download of a chain from asking for renewal information as well.
+// acmeTransport does what acmez does not: it bounds the answers, notes for the
+// attempt whose context a request carries how long the CA's last answer asked it
+// to wait, and keeps the download of a chain from asking for renewal information
+// as well.
 type acmeTransport struct{ next http.RoundTripper }
 
+// retryAfterKey is the context's key of an *atomic.Int64, a time.Duration.
 type retryAfterKey struct{}
 
 // onlyChainKey marks the context of the download of a chain. acmez cannot do it
@@ -137,14 +139,20 @@ func (t *acmeTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp.Body = http.MaxBytesReader(nil, resp.Body, maxACMEResponse)
-	if resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusServiceUnavailable {
-		return resp, nil
-	}
-	note, ok := req.Context().Value(retryAfterKey{}).(*atomic.Int64)
-	if wait := parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()); ok && wait > 0 {
-		note.Store(int64(wait))
+	if note, ok := req.Context().Value(retryAfterKey{}).(*atomic.Int64); ok {
+		note.Store(int64(askedToWait(resp, time.Now())))
 	}
 	return resp, nil
+}
+
+// askedToWait is how long a CA that is busy, or that limits rates, wants to be
+// left alone; 0 is any other answer. Not every such answer is an ACME problem:
+// a load balancer has pages of its own.
+func askedToWait(resp *http.Response, now time.Time) time.Duration {
+	if resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusServiceUnavailable {
+		return 0
+	}
+	return parseRetryAfter(resp.Header.Get("Retry-After"), now)
 }
 
 // parseRetryAfter reads both forms of the field (RFC 9110 section 10.2.3); 0 is

@@ -520,42 +520,68 @@ func TestStorageThatIgnoresConditionsIsNotWrittenTo(t *testing.T) {
 	}
 }
 
-// busyCA refuses the first new order for a while, as a rate limit does.
+// busyCA refuses the first new orders, as a rate limit or a load balancer does.
 type busyCA struct {
-	next    http.RoundTripper
-	refused atomic.Bool
+	next        http.RoundTripper
+	status      int
+	contentType string
+	body        string
+	left        atomic.Int32
 }
 
 func (b *busyCA) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Path != acmelab.PathNewOrder || b.refused.Swap(true) {
+	if r.URL.Path != acmelab.PathNewOrder || b.left.Add(-1) < 0 {
 		return b.next.RoundTrip(r)
 	}
 	w := httptest.NewRecorder()
-	w.Header().Set("Content-Type", "application/problem+json")
+	w.Header().Set("Content-Type", b.contentType)
 	w.Header().Set("Retry-After", "2")
-	w.WriteHeader(http.StatusTooManyRequests)
-	_, _ = w.WriteString(`{"type":"urn:ietf:params:acme:error:rateLimited","detail":"too many certificates\nalready issued"}`)
+	w.WriteHeader(b.status)
+	_, _ = w.WriteString(b.body)
 	return w.Result(), nil
 }
 
-func TestRateLimitIsRespected(t *testing.T) {
+func TestCAThatAsksForPatienceIsLeftAlone(t *testing.T) {
 	t.Parallel()
-	lab := acmelab.New(t, acmelab.Options{})
-	m := ready(t, labConfig(t, lab, "a.example.test"), nil)
-	transport := m.state.Load().issuers["lab"].client.HTTPClient.Transport.(*acmeTransport)
-	transport.next = &busyCA{next: transport.next}
-	m.run(t)
-	e := m.until(t, "example.test", StepFailed)
-	if !strings.Contains(e.Detail, "place the order: the CA refuses: rateLimited: too many certificates already issued (") {
-		t.Errorf("detail %s", e.Detail)
-	}
-	if wait := m.one(t).NextAttempt.Sub(e.Time); wait < 1500*time.Millisecond {
-		t.Errorf("next attempt after %s, want 2 s", wait)
-	}
-	commit(t, m.Manager, m.state.Load().cfg) // does not override the CA
-	loaded := m.until(t, "example.test", StepLoaded)
-	if d := loaded.Time.Sub(e.Time); d < 1500*time.Millisecond {
-		t.Errorf("ordered again after %s, want 2 s", d)
+	for name, c := range map[string]struct {
+		ca    *busyCA
+		times int32
+		want  string
+	}{
+		"rate limit": {
+			&busyCA{
+				status: http.StatusTooManyRequests, contentType: "application/problem+json",
+				body: `{"type":"urn:ietf:params:acme:error:rateLimited","detail":"too many certificates\nalready issued"}`,
+			}, 1,
+			"place the order: the CA refuses: rateLimited: too many certificates already issued (",
+		},
+		"load balancer": {
+			&busyCA{status: http.StatusServiceUnavailable, contentType: "text/html", body: "<html>\nback soon"}, 3, // acmez tries three times
+			"HTTP 503: <html> back soon",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab := acmelab.New(t, acmelab.Options{})
+			m := ready(t, labConfig(t, lab, "a.example.test"), nil)
+			transport := m.state.Load().issuers["lab"].client.HTTPClient.Transport.(*acmeTransport)
+			c.ca.next = transport.next
+			c.ca.left.Store(c.times)
+			transport.next = c.ca
+			m.run(t)
+			e := m.until(t, "example.test", StepFailed)
+			if !strings.Contains(e.Detail, c.want) {
+				t.Errorf("detail %s", e.Detail)
+			}
+			if wait := m.one(t).NextAttempt.Sub(e.Time); wait < 1500*time.Millisecond {
+				t.Errorf("next attempt after %s, want 2 s", wait)
+			}
+			commit(t, m.Manager, m.state.Load().cfg) // does not override the CA
+			loaded := m.until(t, "example.test", StepLoaded)
+			if d := loaded.Time.Sub(e.Time); d < 1500*time.Millisecond {
+				t.Errorf("ordered again after %s, want 2 s", d)
+			}
+		})
 	}
 }
 

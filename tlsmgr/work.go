@@ -136,7 +136,7 @@ func (j *job) contest(why need, l *stored, now time.Time) (warning string) {
 
 // work brings one bundle in order, and notes how that went. It holds a slot.
 func (m *Manager) work(ctx context.Context, s *store.Store, st *state, b Bundle) {
-	var retryAfter atomic.Int64
+	var retryAfter atomic.Int64 // of the CA's last answer
 	ctx = context.WithValue(ctx, retryAfterKey{}, &retryAfter)
 	slot := &slot{m.slots, true}
 	err := m.attempt(ctx, s, st, b, slot)
@@ -154,10 +154,7 @@ func (m *Manager) work(ctx context.Context, s *store.Store, st *state, b Bundle)
 		m.mu.Unlock()
 		return
 	}
-	wait := time.Duration(0)
-	if isBusy(err) {
-		wait = time.Duration(retryAfter.Load())
-	}
+	wait := time.Duration(retryAfter.Load())
 	j.failures++
 	j.err, j.patient = oneError(err), wait > 0
 	j.next = time.Now().Add(max(m.backoff(j.failures), wait))
