@@ -2,6 +2,7 @@ package tlsmgr
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -93,14 +94,18 @@ func (i *issuer) network(err error) (reason, hint string) {
 	if u, parseErr := url.Parse(ca); parseErr == nil && u.Host != "" {
 		ca = u.Host
 	}
-	hint = "check issuers." + i.config.Name + ".directory, and that edge may connect to it"
+	field := "issuers." + i.config.Name
+	hint = "check " + field + ".directory, and that edge may connect to it"
 	var (
 		errno  syscall.Errno
 		lookup *net.DNSError
+		unfit  *tls.CertificateVerificationError
 	)
 	switch {
 	case isUntrusted(err):
-		return "the certificate of " + ca + " is not trusted", "set issuers." + i.config.Name + ".ca to a PEM file with its root"
+		return "the certificate of " + ca + " is not trusted", "set " + field + ".ca to a PEM file with its root"
+	case errors.As(err, &unfit):
+		return "the certificate of " + ca + " is not valid: " + oneLine(unfit.Err.Error()), "check " + field + ".directory, and this machine's clock"
 	case errors.As(err, &lookup):
 		return "cannot reach " + ca + ": host name not found", hint
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), isTimeout(err):
@@ -110,15 +115,14 @@ func (i *issuer) network(err error) (reason, hint string) {
 	case errors.As(err, &errno):
 		return "cannot reach " + ca + ": " + errno.Error(), hint
 	default:
-		return ca + ": " + oneLine(err.Error()), hint
+		return ca + ": " + oneLine(err.Error()), "edge tries again; does " + field + ".directory lead to an ACME server?"
 	}
 }
 
 func isUntrusted(err error) bool {
 	_, authority := errors.AsType[x509.UnknownAuthorityError](err)
-	_, host := errors.AsType[x509.HostnameError](err)
-	_, invalid := errors.AsType[x509.CertificateInvalidError](err)
-	return authority || host || invalid
+	_, system := errors.AsType[x509.SystemRootsError](err)
+	return authority || system
 }
 
 func isTimeout(err error) bool {

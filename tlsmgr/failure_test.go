@@ -2,6 +2,7 @@ package tlsmgr
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -31,6 +32,7 @@ func TestUnreachableCAIsExplained(t *testing.T) {
 		return fmt.Errorf("attempt 1: %w", &url.Error{Op: "Get", URL: "https://ca.test:14000/dir", Err: &net.OpError{Op: "dial", Net: "tcp", Err: err}})
 	}
 	const hint = " (check issuers.le.directory, and that edge may connect to it)"
+	unfit := func(err error) error { return &tls.CertificateVerificationError{Err: err} }
 	for name, c := range map[string]struct {
 		err  error
 		want string
@@ -43,15 +45,16 @@ func TestUnreachableCAIsExplained(t *testing.T) {
 		"cut":       {dial(io.EOF), "cannot reach ca.test:14000: connection closed" + hint},
 		"cut early": {dial(io.ErrUnexpectedEOF), "cannot reach ca.test:14000: connection closed" + hint},
 		"untrusted": {dial(x509.UnknownAuthorityError{}), "the certificate of ca.test:14000 is not trusted (set issuers.le.ca to a PEM file with its root)"},
-		"misnamed":  {dial(x509.HostnameError{Certificate: &x509.Certificate{}}), "the certificate of ca.test:14000 is not trusted (set issuers.le.ca to a PEM file with its root)"},
-		"other":     {errors.New("HTTP 500:\n<html>"), "ca.test:14000: HTTP 500: <html>" + hint},
+		"misnamed":  {dial(unfit(x509.HostnameError{Certificate: &x509.Certificate{DNSNames: []string{"b.test"}}, Host: "ca.test"})), "the certificate of ca.test:14000 is not valid: x509: certificate is valid for b.test, not ca.test (check issuers.le.directory, and this machine's clock)"},
+		"expired":   {dial(unfit(x509.CertificateInvalidError{Reason: x509.Expired, Detail: "long ago"})), "the certificate of ca.test:14000 is not valid: x509: certificate has expired or is not yet valid: long ago (check issuers.le.directory, and this machine's clock)"},
+		"other":     {errors.New("HTTP 500:\n<html>"), "ca.test:14000: HTTP 500: <html> (edge tries again; does issuers.le.directory lead to an ACME server?)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := testIssuer().explain("place the order", c.err)
 			if want := "place the order: " + c.want; err.Error() != want {
 				t.Errorf("got  %s\nwant %s", err, want)
 			}
-			if !errors.Is(err, c.err) && name != "untrusted" && name != "misnamed" { // those do not compare
+			if !errors.Is(err, c.err) && name != "untrusted" { // that one does not compare
 				t.Error("the cause is lost")
 			}
 		})

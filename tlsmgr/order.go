@@ -220,6 +220,7 @@ func (o *order) finalize(ctx context.Context, key crypto.Signer) (chain string, 
 		return "", err
 	}
 	location := o.acme.Location
+	o.acme.Status = acme.StatusProcessing // if the CA refuses, acmez asks what became of the order (RFC 8555 section 7.4)
 	o.acme, err = o.issuer.client.FinalizeOrder(ctx, o.account.Account, o.acme, csr)
 	if err != nil {
 		return "", o.issuer.explain("finalize the order", err)

@@ -6,6 +6,8 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -223,6 +225,39 @@ func TestAccountThatIsLostDuringAnOrderIsReplacedByTheNextAttempt(t *testing.T) 
 				t.Errorf("%d accounts registered, want 2", n)
 			}
 		})
+	}
+}
+
+// staleOrder answers as a CA whose order became invalid before it was finalized.
+type staleOrder struct{ next http.RoundTripper }
+
+func (s staleOrder) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	w.Header().Set("Replay-Nonce", "used")
+	switch {
+	case strings.HasPrefix(r.URL.Path, acmelab.PathFinalize):
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = w.WriteString(`{"type":"urn:ietf:params:acme:error:orderNotReady","detail":"not now"}`)
+	case strings.HasPrefix(r.URL.Path, "/my-order/"):
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.WriteString(`{"status":"invalid","error":{"type":"urn:ietf:params:acme:error:caa","detail":"CAA changed"}}`)
+	default:
+		return s.next.RoundTrip(r)
+	}
+	return w.Result(), nil
+}
+
+func TestOrderThatBecameInvalidIsExplained(t *testing.T) {
+	t.Parallel()
+	lab := acmelab.New(t, acmelab.Options{})
+	m := ready(t, labConfig(t, lab, "a.example.test"), nil)
+	transport := m.state.Load().issuers["lab"].client.HTTPClient.Transport.(*acmeTransport)
+	transport.next = staleOrder{transport.next}
+	m.run(t)
+	const want = "finalize the order: the CA refuses: caa: CAA changed (a CAA record"
+	if e := m.until(t, "example.test", StepFailed); !strings.Contains(e.Detail, want) {
+		t.Errorf("detail %s\nwant   %s", e.Detail, want)
 	}
 }
 
