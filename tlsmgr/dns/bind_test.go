@@ -26,6 +26,7 @@ const bindZone = `$TTL 60
 @ IN SOA ns1.example.test. hostmaster.example.test. 1 60 60 600 5
 @ IN NS ns1
 ns1 IN A 127.0.0.1
+*.hosts IN CNAME elsewhere.invalid.
 `
 
 const bindConf = `
@@ -204,6 +205,23 @@ func TestBINDTakesUpdatesShowsThemAndForgetsThem(t *testing.T) {
 		if got := digTXT(t, addr, r.Name); len(got) != 0 {
 			t.Errorf("%s: left behind %q", r.Name, got)
 		}
+	}
+}
+
+func TestBINDPutsARecordBesideAWildcardThatIsACNAME(t *testing.T) {
+	t.Parallel()
+	addr := startBIND(t)
+	p := present(t, bindSolver(t, addr, "edge-key", "hmac-sha256", bindKey),
+		Record{"_acme-challenge.hosts.example.test", "v"}, Record{"_acme-challenge.www.hosts.example.test", "v"})
+	if err := p.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := p.CleanUp(t.Context()); err != nil {
+		t.Error(err)
+	}
+	answer, err := newClient().queryTXT(t.Context(), addr, "_acme-challenge.hosts.example.test.", false)
+	if err != nil || alias(answer, "_acme-challenge.hosts.example.test.") != "elsewhere.invalid." {
+		t.Errorf("afterwards: %v, %v; want the wildcard again", answer, err)
 	}
 }
 

@@ -47,7 +47,6 @@ const (
 	recordTTL       = 60 * time.Second // the least that the providers accept
 	providerTimeout = 90 * time.Second // of one append or delete, retries of the provider included
 	writeGrace      = 5 * time.Second  // that an append under way gets when its order is cancelled
-	undoTimeout     = 30 * time.Second // of a failed Present to delete what it added; a process that stops waits for it
 	defaultPoll     = time.Second
 	defaultTimeout  = 2 * time.Minute
 )
@@ -175,8 +174,7 @@ func (s *Solver) Present(ctx context.Context, records []Record) (*Presented, err
 // undo deletes what a failed Present may have added: also in zones that
 // reported an error, because a provider may have written half of them.
 func (p *Presented) undo(ctx context.Context, added []error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	undone := p.solver.each(p.groups, func(g *group) error { return g.remove(ctx) })
 	for i, err := range undone {
 		if err != nil && added[i] == nil {

@@ -18,7 +18,6 @@ import (
 	"edge/config"
 	"edge/internal/acmelab"
 
-	"github.com/libdns/libdns"
 	miekg "github.com/miekg/dns"
 	"go.uber.org/goleak"
 )
@@ -411,35 +410,6 @@ func TestCancelledOrderLeavesNothingBehind(t *testing.T) {
 	if _, now := d.Counts(); now != updates {
 		t.Errorf("%d updates for an order that was cancelled before", now-updates)
 	}
-}
-
-// silent is a provider's API that never answers.
-type silent struct{}
-
-func (silent) AppendRecords(ctx context.Context, _ string, _ []libdns.Record) ([]libdns.Record, error) {
-	<-ctx.Done()
-	return nil, ctx.Err()
-}
-
-func (s silent) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	return s.AppendRecords(ctx, zone, records)
-}
-
-// A process that stops waits for its orders, and is killed when they take long.
-func TestCancelledPresentEndsSoonThoughItsProviderIsSilent(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		g := &group{zone: "example.test.", provider: &provider{backend: silent{}, explain: func(err error) refusal { return refusal{reason: err.Error()} }}}
-		ctx, cancel := context.WithCancel(t.Context())
-		p := &Presented{solver: &Solver{log: slog.New(slog.DiscardHandler)}, groups: []*group{g}}
-		cancel()
-		start := time.Now()
-		added := p.solver.each(p.groups, func(g *group) error { return g.add(ctx) })
-		p.undo(ctx, added)
-		if took := time.Since(start); errors.Join(added...) == nil || took > undoTimeout {
-			t.Errorf("added: %v, after %s, want at most %s", added, took, undoTimeout)
-		}
-	})
 }
 
 func TestWriteUnderWayOutlivesItsOrderForAWhile(t *testing.T) {
