@@ -251,7 +251,9 @@ func TestUnreachableEndpointsAreExplained(t *testing.T) {
 	untrusted.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	untrusted.StartTLS()
 	t.Cleanup(untrusted.Close)
+	hangsUp := serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
 	for endpoint, want := range map[string]string{
+		hangsUp:                       hangsUp + " closed the connection (edge tries again by itself",
 		closed:                        closed + " refuses connections (is the storage running",
 		"http://s3.edge-test.invalid": "host s3.edge-test.invalid of the storage cannot be resolved (check endpoint",
 		untrusted.URL:                 "certificate that is not trusted (set AWS_CA_BUNDLE",

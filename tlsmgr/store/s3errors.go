@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -151,6 +152,8 @@ func (d *s3Driver) explainNetwork(err error) error {
 		return &fault{where + " refuses connections", "is the storage running, and is endpoint in the storage URL right?", err}
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return &fault{where + " did not answer in time", "check the network and endpoint in the storage URL", err}
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return &fault{where + " closed the connection", "edge tries again by itself; if it lasts, look at the storage and at proxies before it", err}
 	}
 	return &fault{where + ": " + oneLine(innermost(err).Error()), "", err}
 }
