@@ -70,9 +70,12 @@ func (c *Client) call(ctx context.Context, method, path string, into any) error 
 	return nil
 }
 
-// cause strips the URL that net/http puts around an error of the socket.
+// cause strips the URL and the path around an error of the socket.
 func cause(err error) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Err
+	}
+	if op, ok := errors.AsType[*fs.PathError](err); ok {
 		return op.Err
 	}
 	return err

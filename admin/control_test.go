@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"edge/admin"
@@ -108,5 +109,52 @@ func TestAFileInTheSocketsPlaceIsNeverRemoved(t *testing.T) {
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "precious" {
 		t.Errorf("file is now %q, %v", b, err)
+	}
+}
+
+func TestOfManyThatStartAtOnceOneGetsTheSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control.sock")
+	dead, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.(*net.UnixListener).SetUnlinkOnClose(false)
+	_ = dead.Close() // the stale socket is what they fall over each other for
+	var mu sync.Mutex
+	var got []net.Listener
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			ln, err := admin.Listen(t.Context(), path)
+			if err != nil {
+				if !strings.Contains(err.Error(), "another edge") {
+					t.Error(err)
+				}
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			got = append(got, ln)
+		})
+	}
+	wg.Wait()
+	if len(got) != 1 {
+		t.Errorf("%d got the socket, want 1", len(got))
+	}
+	for _, ln := range got {
+		_ = ln.Close()
+	}
+}
+
+func TestAPathThatCannotBeUsedHasAHint(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{filepath.Join(dir, "none", "none", "s"), filepath.Join(dir, "file", "s"), filepath.Join(dir, strings.Repeat("x", 120))} {
+		_, err := admin.Listen(t.Context(), path)
+		if err == nil || !strings.HasPrefix(err.Error(), "control socket "+path+": ") || !strings.HasSuffix(err.Error(), "(set control.socket to a path that edge may write)") {
+			t.Errorf("error %v", err)
+		}
 	}
 }
