@@ -286,3 +286,20 @@ func TestAnnotatedDefaultIsValid(t *testing.T) {
 	complete(t, cfg)
 	equal(t, "warnings", len(cfg.Warnings), 0)
 }
+
+func TestTheSocketIsKnownAlsoWhenTheRestIsWrong(t *testing.T) {
+	for text, want := range map[string]string{
+		"version: 1\ncontrol: {socket: /srv/s}\nroutes: [{host: \"*\", pool: none}]\nx: y\n": "/srv/s",
+		"version: 1\n":         DefaultSocket,
+		"version: 1\n\tx: y\n": DefaultSocket,
+	} {
+		path := write(t, "routes.yaml", text)
+		got, err := SocketOf(path)
+		if got != want || (err != nil) != strings.Contains(text, "\t") {
+			t.Errorf("%q: %s, %v; want %s", text, got, err, want)
+		}
+	}
+	if got, err := SocketOf("none.yaml"); got != DefaultSocket || err == nil || !strings.Contains(err.Error(), "none.yaml") {
+		t.Errorf("no file: %s, %v", got, err)
+	}
+}

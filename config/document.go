@@ -44,6 +44,22 @@ func Parse(name string, data []byte) (*Config, error) {
 	return cfg, nil
 }
 
+// SocketOf returns the control socket that the file at path names, also when
+// the rest of the file is wrong, which is when the command line needs it. The
+// error says why it is DefaultSocket for want of a document that can be read.
+func SocketOf(path string) (string, error) {
+	data, err := readFile(path)
+	if err != nil {
+		return DefaultSocket, (&decoder{file: path}).fail(Pos{}, cannotRead(err))
+	}
+	d := newDecoder(path)
+	root, err := d.document(data)
+	if err != nil {
+		return DefaultSocket, err
+	}
+	return d.config(root).Control.Socket, nil
+}
+
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path) //nolint:gosec // the operator names the file
 	if err != nil {

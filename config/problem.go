@@ -9,16 +9,19 @@ import (
 
 // Pos is a place in a file. Lines and columns count from 1; the zero Pos means
 // the file as a whole.
-type Pos struct{ Line, Column int }
+type Pos struct {
+	Line   int `json:"line"`
+	Column int `json:"column"`
+}
 
 // Problem is one thing that is wrong with a file, or probably wrong when it is
 // in Config.Warnings.
 type Problem struct { //nolint:errname // a Problem is an error now and then, a line of advice always
-	File    string
-	Pos     Pos
-	Path    string // of the key: routes[3].pool; "" for the document
-	Message string // never contains a secret
-	Hint    string // what to do about it; may be empty
+	File    string `json:"file"`
+	Pos     Pos    `json:"position"`
+	Path    string `json:"path"`    // of the key: routes[3].pool; "" for the document
+	Message string `json:"message"` // never contains a secret
+	Hint    string `json:"hint"`    // what to do about it; may be empty
 }
 
 // Error returns file:line:col: path: message (hint).
