@@ -13,14 +13,17 @@ import (
 )
 
 func certsCommand(g *globals) *cobra.Command {
-	cmd := &cobra.Command{Use: "certs", Short: "Look at certificates", Args: cobra.NoArgs}
+	cmd := &cobra.Command{
+		Use: "certs", Short: "Look at certificates",
+		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }, // without it, any word is fine
+	}
 	cmd.AddCommand(
 		&cobra.Command{
 			Use:   "ls",
 			Short: "List the certificates of a running edge",
 			Args:  cobra.NoArgs,
 			RunE: action(func(cmd *cobra.Command, _ []string) error {
-				s, err := g.client().Status(cmd.Context())
+				s, err := g.status(cmd.Context())
 				if err != nil {
 					return err
 				}

@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"context"
 	"net"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"edge/internal/acmelab"
+	"edge/internal/edgetest"
 	"edge/internal/modelserver"
 )
 
@@ -56,6 +58,47 @@ func TestAServiceManagerIsTold(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(w.dir, "a.sock")); !os.IsNotExist(err) {
 		t.Errorf("the control socket is left behind: %v", err)
+	}
+}
+
+// While certificates are missing, a reload does not end the start for systemd,
+// and a stop ends it at once.
+func TestSignalsDuringTheStart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, acmelab.Options{}, modelserver.Options{})
+	w.lab.CA.SetDown(true)
+	path := filepath.Join(w.dir, "notify.sock")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	p := w.launch(w.config("a", settings{}), "NOTIFY_SOCKET="+path)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if s, err := p.Status(ctx); err != nil || s.Ready {
+		t.Fatalf("ready without a certificate: %v, %v", s.Ready, err)
+	}
+	if err := p.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.WaitLine(ctx, func(l edgetest.Line) bool { return l.Message() == "reloaded" }); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if err := p.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Wait(); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("the stop took %v", d)
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	buf := make([]byte, 4096)
+	if n, err := conn.Read(buf); err != nil || string(buf[:n]) != "STOPPING=1" {
+		t.Errorf("systemd heard %q first, %v; want the stop", buf[:n], err)
 	}
 }
 

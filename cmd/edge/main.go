@@ -42,11 +42,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(stderr, message(err))
+	fmt.Fprintln(stderr, message(cmd.CommandPath(), err))
 	return exitCode(err)
 }
 
@@ -64,14 +64,16 @@ func (f *failure) Unwrap() error { return f.err }
 func invalid(err error) error { return &failure{exitConfig, err} }
 
 // message is err as the terminal shows it: problems of a file stand alone, so
-// that editors find file:line:col at the start of the line.
-func message(err error) string {
+// that editors find file:line:col at the start of the line. A mistake in a call
+// points to the help of the command, in one line.
+func message(command string, err error) string {
 	if _, ok := errors.AsType[config.Problems](err); ok {
 		return err.Error()
 	}
 	text := "edge: " + err.Error()
-	if exitCode(err) == exitUsage && !strings.Contains(text, "--help") {
-		text += " (see edge --help)"
+	if exitCode(err) == exitUsage {
+		text = strings.Replace(text, "\n\nDid you mean this?\n\t", ", did you mean ", 1)
+		text = strings.ReplaceAll(strings.TrimSpace(text), "\n\t", " or ") + " (see " + command + " --help)"
 	}
 	return text
 }
@@ -123,6 +125,8 @@ func command() *cobra.Command {
 	flags.BoolVar(&g.json, "json", false, "print JSON")
 	root.AddCommand(runCommand(g), validateCommand(g), reloadCommand(g), statusCommand(g), certsCommand(g), versionCommand(g))
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.Version = build().String()
+	root.SetVersionTemplate("{{.Version}}\n")
 	return root
 }
 
@@ -133,15 +137,26 @@ func env(name, fallback string) string {
 	return fallback
 }
 
-// client returns a client for the running edge. Without --socket the
-// configuration says where its control socket is; when that cannot be read,
-// which is when a reload is wanted most, the default path is tried.
-func (g *globals) client() *admin.Client {
-	if g.socket != "" {
-		return admin.NewClient(g.socket)
+// ask calls f with a client for the running edge. Without --socket the
+// configuration says where its control socket is; when that cannot be read, the
+// default is tried, and an error tells both.
+func (g *globals) ask(f func(*admin.Client) error) error {
+	socket, unread := g.socket, error(nil)
+	if socket == "" {
+		socket, unread = config.SocketOf(g.config)
 	}
-	if cfg, err := config.Load(g.config); err == nil {
-		return admin.NewClient(cfg.Control.Socket)
+	err := f(admin.NewClient(socket))
+	if unread != nil && errors.Is(err, admin.ErrUnreachable) {
+		return fmt.Errorf("%w; it is the default, because the configuration names none:\n%v", err, unread) //nolint:errorlint // an unreachable edge is the problem
 	}
-	return admin.NewClient(config.DefaultSocket)
+	return err
+}
+
+// status asks the running edge for its status.
+func (g *globals) status(ctx context.Context) (s admin.Status, err error) {
+	err = g.ask(func(c *admin.Client) error {
+		s, err = c.Status(ctx)
+		return err
+	})
+	return s, err
 }

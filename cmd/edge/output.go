@@ -26,6 +26,14 @@ func table(w io.Writer, header string, rows [][]string) error {
 	return tw.Flush()
 }
 
+// count is a number of things as a person says it.
+func count(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
+}
+
 // span is a duration as a person says it: the two largest units at most.
 func span(d time.Duration) string {
 	const day = 24 * time.Hour

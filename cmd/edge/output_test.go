@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,21 @@ import (
 	"edge/admin"
 	"edge/config"
 )
+
+func TestAnUnreadableConfigurationIsToldWithTheSocketThatWasTried(t *testing.T) {
+	if _, err := os.Stat(config.DefaultSocket); err == nil {
+		t.Skip("an edge runs on this machine")
+	}
+	g := &globals{config: "none.yaml"}
+	_, err := g.status(t.Context())
+	if got := exitCode(action(func(*cobra.Command, []string) error { return err })(nil, nil)); got != exitUnreachable {
+		t.Errorf("exit code %d, want %d", got, exitUnreachable)
+	}
+	first, second, _ := strings.Cut(message("edge status", err), "\n")
+	if !strings.HasPrefix(first, "edge: control socket unreachable: "+config.DefaultSocket) || !strings.HasPrefix(second, "none.yaml: cannot read") {
+		t.Errorf("message\n%s\n%s", first, second)
+	}
+}
 
 func TestExitCodes(t *testing.T) {
 	problems := config.Problems{{File: "routes.yaml", Pos: config.Pos{Line: 3, Column: 5}, Path: "a", Message: "m", Hint: "h"}}
@@ -34,7 +50,7 @@ func TestExitCodes(t *testing.T) {
 	if got := exitCode(errors.New("unknown flag: --x")); got != exitUsage {
 		t.Errorf("what cobra says itself: exit code %d, want %d", got, exitUsage)
 	}
-	if got, want := message(invalid(problems)), "routes.yaml:3:5: a: m (h)"; got != want {
+	if got, want := message("edge run", invalid(problems)), "routes.yaml:3:5: a: m (h)"; got != want {
 		t.Errorf("message %q, want %q: editors look for the file at the start", got, want)
 	}
 }

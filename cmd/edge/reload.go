@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"edge/admin"
 )
 
 func reloadCommand(g *globals) *cobra.Command {
@@ -16,7 +18,11 @@ func reloadCommand(g *globals) *cobra.Command {
 			"refused changes nothing, its problems are printed, and the last good one stays in force.",
 		Args: cobra.NoArgs,
 		RunE: action(func(cmd *cobra.Command, _ []string) error {
-			result, err := g.client().Reload(cmd.Context())
+			var result admin.Reloaded
+			err := g.ask(func(c *admin.Client) (err error) {
+				result, err = c.Reload(cmd.Context())
+				return err
+			})
 			if err != nil {
 				return err
 			}

@@ -23,6 +23,8 @@ func runCommand(g *globals) *cobra.Command {
 			"a second one stops at once.",
 		Args: cobra.NoArgs,
 		RunE: action(func(cmd *cobra.Command, _ []string) error {
+			signals := listen() // first of all: a signal during the start waits, it does not kill
+			defer signals.close()
 			cfg, err := config.Load(g.config)
 			if err != nil {
 				return err
@@ -35,27 +37,38 @@ func runCommand(g *globals) *cobra.Command {
 			if err := a.start(cmd.Context(), cfg); err != nil {
 				return err
 			}
-			return serve(cmd.Context(), a)
+			return serve(cmd.Context(), a, signals)
 		}),
 	}
 }
 
+// signals are what the operating system asks for. They come by two channels, so
+// that no number of SIGHUPs crowds out a SIGTERM; many SIGHUPs are one reload.
+type signals struct{ reload, stop chan os.Signal }
+
+func listen() signals {
+	s := signals{reload: make(chan os.Signal, 1), stop: make(chan os.Signal, 2)}
+	signal.Notify(s.reload, syscall.SIGHUP)
+	signal.Notify(s.stop, syscall.SIGTERM, syscall.SIGINT)
+	return s
+}
+
+func (s signals) close() {
+	signal.Stop(s.reload)
+	signal.Stop(s.stop)
+}
+
 // serve turns signals into calls of a until it has stopped.
-func serve(ctx context.Context, a *app) error {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
-	defer signal.Stop(signals)
+func serve(ctx context.Context, a *app, on signals) error {
 	for {
 		select {
 		case err := <-a.failed:
-			return errors.Join(err, a.stop(ctx, signals))
-		case s := <-signals:
-			if s == syscall.SIGHUP {
-				a.reload(ctx)
-				continue
-			}
+			return errors.Join(err, a.stop(ctx, on.stop))
+		case <-on.reload:
+			a.reload(ctx)
+		case s := <-on.stop:
 			a.log.InfoContext(ctx, "stopping", slog.String("signal", s.String()))
-			return a.stop(ctx, signals)
+			return a.stop(ctx, on.stop)
 		}
 	}
 }
@@ -76,10 +89,7 @@ func (a *app) stop(ctx context.Context, again <-chan os.Signal) error {
 			}
 			return nil
 		case s := <-again:
-			if s == syscall.SIGHUP {
-				continue // too late to matter
-			}
-			a.log.WarnContext(ctx, "stopping now, streams are cut", slog.String("signal", s.String()))
+			a.log.WarnContext(ctx, "stopping now", slog.String("signal", s.String()))
 			cancel()
 		}
 	}

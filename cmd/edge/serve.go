@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"edge/admin"
@@ -17,9 +20,11 @@ import (
 	"edge/tlsmgr"
 )
 
+// How long a stop waits for work on certificates: after the streams, and after
+// a second signal.
 const (
-	loadTimeout = 20 * time.Second // first look into storage
-	startGrace  = 60 * time.Second // for certificates that no storage has yet
+	partingTime = 15 * time.Second
+	cutTime     = time.Second
 )
 
 // app is a running edge: it wires config to tlsmgr, proxy and admin, and owns
@@ -33,10 +38,9 @@ type app struct {
 	control *admin.Control // nil when there is no control socket
 	started time.Time
 	failed  chan error    // a part that should run for ever has ended
-	loaded  chan struct{} // a certificate has been loaded
+	look    chan struct{} // what is missing may have changed
 
 	current atomic.Pointer[config.Config]
-	ready   atomic.Bool
 
 	background sync.WaitGroup
 	cancel     context.CancelFunc // ends background
@@ -44,10 +48,11 @@ type app struct {
 	reloading sync.Mutex // one reload at a time
 	mu        sync.Mutex
 	status    admin.ConfigStatus // guarded by mu
+	phase     phase              // guarded by mu
 }
 
 func newApp(g *globals, log *logger) *app {
-	a := &app{globals: g, log: log.Logger, format: log.format, started: time.Now(), failed: make(chan error, 2), loaded: make(chan struct{}, 1)}
+	a := &app{globals: g, log: log.Logger, format: log.format, started: time.Now(), failed: make(chan error, 2), look: make(chan struct{}, 1)}
 	a.certs = tlsmgr.New(tlsmgr.Options{Logger: a.log, Events: a.event})
 	a.proxy = proxy.New(proxy.Options{
 		Logger:  a.log,
@@ -73,7 +78,10 @@ func (a *app) start(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	a.warn(warnings)
-	a.status = admin.ConfigStatus{Path: cfg.Path, Loaded: time.Now(), Warnings: warnings}
+	a.status = admin.ConfigStatus{Path: absolute(cfg.Path), Loaded: time.Now(), Warnings: warnings}
+	for _, l := range a.proxy.Status().Listeners {
+		a.log.InfoContext(ctx, "listening", slog.String("listener", l.Name), slog.String("address", l.Address))
+	}
 
 	ctx, a.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if ln != nil {
@@ -86,11 +94,21 @@ func (a *app) start(ctx context.Context, cfg *config.Config) error {
 	return nil
 }
 
+// absolute is path for readers who are in another folder.
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
 // listenControl binds the control socket. Where the default path cannot be
-// used and nobody asked for another, edge runs without one.
+// used (by this user, in a read-only container, where there is no /run) and
+// nobody asked for another, edge runs without one.
 func (a *app) listenControl(ctx context.Context, cfg *config.Config) (ln net.Listener, err error) {
 	ln, err = admin.Listen(ctx, cfg.Control.Socket)
-	if err != nil && cfg.Control.Socket == config.DefaultSocket && errors.Is(err, os.ErrPermission) {
+	unusable := errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EROFS)
+	if unusable && cfg.Control.Socket == config.DefaultSocket {
 		a.log.WarnContext(ctx, "running without a control socket", slog.Any("error", err))
 		return nil, nil
 	}
@@ -108,10 +126,11 @@ func (a *app) apply(ctx context.Context, cfg *config.Config) (warnings []string,
 	if err != nil {
 		return nil, &failure{exitFailure, err}
 	}
+	a.current.Store(cfg) // before the first request that may read it
+	a.format.json.Store(cfg.Log.Format == "json")
 	certs.Commit()
 	server.Commit()
-	a.format.json.Store(cfg.Log.Format == "json")
-	a.current.Store(cfg)
+	a.wake()
 	return append(admin.Texts(cfg.Warnings), admin.Texts(certs.Warnings())...), nil
 }
 
@@ -119,8 +138,8 @@ func (a *app) apply(ctx context.Context, cfg *config.Config) (warnings []string,
 func (a *app) reload(ctx context.Context) admin.Reloaded {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
-	notify("RELOADING=1", monotonic())
-	defer notify("READY=1")
+	a.tell("RELOADING=1", monotonic())
+	defer a.tell("READY=1")
 
 	result := admin.Reloaded{}
 	cfg, err := config.Load(a.globals.config)
@@ -159,66 +178,17 @@ func lines(err error) []string {
 	return []string{err.Error()}
 }
 
-// becomeReady says ready once what storage holds is loaded and no certificate
-// is missing; a first start waits for those at most startGrace.
-func (a *app) becomeReady(ctx context.Context) {
-	load, cancel := context.WithTimeout(ctx, loadTimeout)
-	defer cancel()
-	if err := a.certs.Load(load); err != nil {
-		a.log.ErrorContext(ctx, "certificates could not be loaded, trying again", slog.Any("error", err))
-	}
-	grace, cancel := context.WithTimeout(ctx, startGrace)
-	defer cancel()
-	missing := a.complete(grace)
-	if ctx.Err() != nil {
-		return
-	}
-	if len(missing) > 0 {
-		a.log.WarnContext(ctx, "names without a certificate", slog.Any("names", missing))
-	}
-	a.ready.Store(true)
-	notify("READY=1")
-	a.log.InfoContext(ctx, "ready", slog.Duration("after", time.Since(a.started).Round(time.Millisecond)))
-}
-
-// complete waits until no certificate is missing and returns those that still
-// are at the end of ctx.
-func (a *app) complete(ctx context.Context) []string {
-	for {
-		status := a.certs.Status()
-		missing := status.Missing()
-		if len(missing) == 0 {
-			return nil
-		}
-		select {
-		case <-a.loaded:
-		case <-ctx.Done():
-			return missing
-		}
-	}
-}
-
-// event wakes complete when a certificate has been loaded.
-func (a *app) event(e tlsmgr.Event) {
-	if e.Step == tlsmgr.StepLoaded {
-		select {
-		case a.loaded <- struct{}{}:
-		default: // it has not seen the last one yet and will look at both
-		}
-	}
-}
-
 // drain stops: readiness first, then listeners, then streams, then the rest.
-func (a *app) drain(ctx context.Context, d config.Drain) error {
-	a.ready.Store(false)
-	notify("STOPPING=1")
+// When now ends it hurries.
+func (a *app) drain(now context.Context, d config.Drain) error {
+	a.enter(stopping, "STOPPING=1")
 	if d.Delay > 0 {
 		select {
 		case <-time.After(d.Delay):
-		case <-ctx.Done():
+		case <-now.Done():
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
+	ctx, cancel := context.WithTimeout(now, d.Timeout)
 	defer cancel()
 	err := a.proxy.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
@@ -229,17 +199,36 @@ func (a *app) drain(ctx context.Context, d config.Drain) error {
 	if a.control != nil {
 		err = errors.Join(err, a.control.Close())
 	}
-	a.background.Wait()
+	a.await(now)
 	return err
+}
+
+// await waits for the background work, which may have challenge records to
+// delete. It ends when its context does, but for a DNS provider that does not
+// answer and cannot be interrupted: the process need not wait for that.
+func (a *app) await(now context.Context) {
+	ended := make(chan struct{})
+	go func() { a.background.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return
+	case <-now.Done():
+	case <-time.After(partingTime):
+	}
+	select {
+	case <-ended:
+	case <-time.After(cutTime):
+		a.log.WarnContext(now, "work on certificates was cut", slog.String("hint", "another replica, or the next start, takes it up"))
+	}
 }
 
 // Status tells all that edge knows of itself. It may be called concurrently.
 func (a *app) Status() admin.Status {
 	a.mu.Lock()
-	cfg := a.status
+	cfg, isReady := a.status, a.phase == ready
 	a.mu.Unlock()
 	return admin.Status{
-		Version: build().Version, PID: os.Getpid(), Started: a.started, Ready: a.ready.Load(),
+		Version: build().Version, PID: os.Getpid(), Started: a.started, Ready: isReady,
 		Config: cfg, Proxy: a.proxy.Status(), Certificates: a.certs.Status(),
 	}
 }

@@ -20,7 +20,7 @@ func statusCommand(g *globals) *cobra.Command {
 		Long:  "Show what a running edge is doing: its configuration, listeners and the health of every endpoint.\nWith --ready, print nothing and exit 4 unless it is ready, for health checks.",
 		Args:  cobra.NoArgs,
 		RunE: action(func(cmd *cobra.Command, _ []string) error {
-			s, err := g.client().Status(cmd.Context())
+			s, err := g.status(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -34,15 +34,15 @@ func validateCommand(g *globals) *cobra.Command {
 			if err != nil && !isProblems {
 				return invalid(err)
 			}
-			v := validation{File: path, Valid: err == nil, Problems: problems}
+			v := validation{File: path, Valid: err == nil, Problems: append([]config.Problem{}, problems...), Warnings: []config.Problem{}}
 			if cfg != nil {
-				v.Warnings = cfg.Warnings
+				v.Warnings = append(v.Warnings, cfg.Warnings...)
 			}
 			if g.json {
 				if err := printJSON(cmd.OutOrStdout(), v); err != nil || v.Valid {
 					return err
 				}
-				return &failure{exitConfig, fmt.Errorf("%s: %d problems", path, len(problems))}
+				return &failure{exitConfig, fmt.Errorf("%s: %s", path, count(len(problems), "problem"))}
 			}
 			if err != nil {
 				return err
@@ -50,7 +50,8 @@ func validateCommand(g *globals) *cobra.Command {
 			for _, w := range cfg.Warnings {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w.Error())
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: valid: %d routes, %d pools, %d listeners\n", path, len(cfg.Routes), len(cfg.Pools), len(cfg.Listeners))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: valid: %s, %s, %s\n", path,
+				count(len(cfg.Routes), "route"), count(len(cfg.Pools), "pool"), count(len(cfg.Listeners), "listener"))
 			return nil
 		}),
 	}

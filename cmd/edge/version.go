@@ -36,6 +36,15 @@ func build() versionInfo {
 	return v
 }
 
+// String is v in one line.
+func (v versionInfo) String() string {
+	revision := ""
+	if v.Revision != "" {
+		revision = " (" + v.Revision[:min(12, len(v.Revision))] + ")"
+	}
+	return fmt.Sprintf("edge %s%s %s %s", v.Version, revision, v.Go, v.Platform)
+}
+
 func versionCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
@@ -46,11 +55,7 @@ func versionCommand(g *globals) *cobra.Command {
 			if g.json {
 				return printJSON(cmd.OutOrStdout(), v)
 			}
-			revision := ""
-			if v.Revision != "" {
-				revision = " (" + v.Revision[:min(12, len(v.Revision))] + ")"
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "edge %s%s %s %s\n", v.Version, revision, v.Go, v.Platform)
+			fmt.Fprintln(cmd.OutOrStdout(), v)
 			return nil
 		}),
 	}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"edge/tlsmgr"
+)
+
+const (
+	startGrace  = 60 * time.Second // for all certificates to be there
+	loadTimeout = 20 * time.Second // of that, for a first look into storage
+)
+
+// phase is how far the life of the process has come. It only grows.
+type phase int
+
+const (
+	starting phase = iota
+	ready
+	stopping
+)
+
+// enter begins a phase and tells the service manager so. It is false when a
+// later one has begun: who stops does not become ready any more.
+func (a *app) enter(p phase, states ...string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.phase > p {
+		return false
+	}
+	a.phase = p
+	notify(states...) // under the lock, so that systemd hears it in this order
+	return true
+}
+
+// tell is notify while edge is ready: a reload at another time is none of the
+// service manager's business.
+func (a *app) tell(states ...string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.phase == ready {
+		notify(states...)
+	}
+}
+
+// becomeReady says ready once what storage holds is loaded and no certificate
+// is missing; a first start waits for those at most startGrace.
+func (a *app) becomeReady(ctx context.Context) {
+	grace, cancel := context.WithTimeout(ctx, startGrace)
+	defer cancel()
+	load, cancel := context.WithTimeout(grace, loadTimeout)
+	defer cancel()
+	if err := a.certs.Load(load); err != nil {
+		a.log.ErrorContext(ctx, "certificates could not be loaded, trying again", slog.Any("error", err))
+	}
+	missing := a.complete(grace)
+	if ctx.Err() != nil {
+		return
+	}
+	if len(missing) > 0 {
+		a.log.WarnContext(ctx, "names without a certificate", slog.Any("names", missing))
+	}
+	if !a.enter(ready, "READY=1") {
+		return
+	}
+	a.log.InfoContext(ctx, "ready", slog.Duration("after", time.Since(a.started).Round(time.Millisecond)))
+}
+
+// complete waits until no certificate is missing and returns those that still
+// are at the end of ctx.
+func (a *app) complete(ctx context.Context) []string {
+	for {
+		status := a.certs.Status()
+		missing := status.Missing()
+		if len(missing) == 0 {
+			return nil
+		}
+		select {
+		case <-a.look:
+		case <-ctx.Done():
+			return missing
+		}
+	}
+}
+
+// event wakes complete when a certificate has been loaded.
+func (a *app) event(e tlsmgr.Event) {
+	if e.Step == tlsmgr.StepLoaded {
+		a.wake()
+	}
+}
+
+// wake makes complete look again.
+func (a *app) wake() {
+	select {
+	case a.look <- struct{}{}:
+	default: // it has not seen the last one yet and will look at both
+	}
+}
