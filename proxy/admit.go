@@ -31,9 +31,10 @@ const (
 func admit(e *exchange.Exchange, l *config.Listener) (host string, reason Reason) {
 	trusted := isTrusted(l.Trusted, e.Conn.Peer.Addr())
 	identify(e, trusted)
-	if e.Conn.Protocol == http11 && e.Length < 0 {
-		// net/http has removed a Content-Length that stood beside chunked, so
-		// that both are possible here (RFC 9112 section 6.1: close).
+	if e.Length < 0 || e.Conn.Protocol != http11 {
+		// net/http has removed a Content-Length that stood beside chunked and,
+		// in HTTP/1.0, a Transfer-Encoding with the body it announced, so that
+		// what follows may be no request (RFC 9112 section 6.1: close).
 		closeAfter(e)
 	}
 	switch {

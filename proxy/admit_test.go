@@ -122,6 +122,8 @@ func TestSmuggledRequestIsNeverSeen(t *testing.T) {
 		"chunked with a tab":       head + "Transfer-Encoding:\tchunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + second,
 		"chunked with a name mark": head + "Transfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + second,
 		"xchunked":                 head + "Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + second,
+		"of a version to come":     strings.Replace(head, "/1.1", "/1.2", 1) + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + second,
+		"chunked in HTTP/1.0":      strings.Replace(head, "/1.1", "/1.0", 1) + "Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n" + second,
 		"two lengths":              head + "Content-Length: 0\r\nContent-Length: 5\r\n\r\n" + second,
 		"length with a sign":       head + "Content-Length: +0\r\n\r\n" + second,
 		"length list":              head + "Content-Length: 0, 0\r\n\r\n" + second,
@@ -148,6 +150,23 @@ func TestSmuggledRequestIsNeverSeen(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestVersionIsThatOfEachRequest(t *testing.T) {
+	e, _ := startModel(t, modelserver.Script{})
+	c := e.raw(t)
+	const second = "GET /echo/smuggled HTTP/1.1\r\nHost: a.example.com\r\n\r\n"
+	c.send(t, "GET /echo HTTP/1.1\r\nHost: a.example.com\r\n\r\n"+
+		"POST /echo HTTP/1.0\r\nHost: a.example.com\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"+second)
+	for _, want := range []string{"HTTP/1.1", "HTTP/1.0"} {
+		if resp, body := c.response(t, "GET"); resp.StatusCode != http.StatusOK {
+			t.Errorf("%s: got %d %s", want, resp.StatusCode, body)
+		}
+		if r := e.record(t); r.Protocol != want {
+			t.Errorf("got protocol %s in the record, want %s", r.Protocol, want)
+		}
+	}
+	c.closed(t)
 }
 
 func TestOddRequestsOnHTTP2AreRefused(t *testing.T) {
@@ -203,9 +222,11 @@ func TestTraceAndConnectAreNotServed(t *testing.T) {
 	for _, head := range []string{"TRACE /echo HTTP/1.1\r\nHost: a.example.com", "CONNECT a.example.com:443 HTTP/1.1\r\nHost: a.example.com:443"} {
 		c := e.raw(t)
 		c.send(t, head+"\r\n\r\n")
-		if resp, body := c.response(t, "GET"); resp.StatusCode != http.StatusMethodNotAllowed {
-			t.Errorf("%.7s: got %d %s, want 405", head, resp.StatusCode, body)
+		resp, body := c.response(t, "GET")
+		if resp.StatusCode != http.StatusMethodNotAllowed || resp.Header.Get("Allow") == "" {
+			t.Errorf("%.7s: got %d %s, Allow %q, want 405", head, resp.StatusCode, body, resp.Header.Get("Allow"))
 		}
+		c.closed(t) // what follows a CONNECT may be meant for the tunnel
 	}
 	if m.Count() != 0 {
 		t.Errorf("%d requests reached the backend", m.Count())

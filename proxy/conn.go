@@ -48,6 +48,11 @@ func connOf(r *http.Request) *exchange.Conn {
 			c.conn.ServerName = name
 		}
 	})
+	if c.conn.Protocol != r.Proto { // HTTP/1 names its version in each request
+		conn := c.conn
+		conn.Protocol = r.Proto
+		return &conn
+	}
 	return &c.conn
 }
 

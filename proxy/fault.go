@@ -41,6 +41,10 @@ const statusClientLeft = 499
 // pass, short enough for a person to wait.
 const retryAfter = 5
 
+// allowed is what a 405 must say (RFC 9110 section 15.5.6): all but CONNECT and
+// TRACE is up to the backend.
+const allowed = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+
 // explain returns the HTTP status and the sentence that clients are told. It
 // names no address, no configuration and no cause.
 func (r Reason) explain() (status int, message string) {
@@ -115,9 +119,10 @@ func fail(e *exchange.Exchange, reason Reason, cause error) {
 	if status == http.StatusServiceUnavailable {
 		e.Reply.Set("Retry-After", strconv.Itoa(retryAfter))
 	}
-	// What a client goes on sending after these is not worth reading, or cannot
-	// be told from the next request.
-	if closing || reason == BadRequest || reason == BodyTooLarge || reason == RequestTimeout || reason == Misdirected {
+	if status == http.StatusMethodNotAllowed {
+		e.Reply.Set("Allow", allowed)
+	}
+	if closing || closes(reason) {
 		closeAfter(e)
 	}
 	e.Status = reply.Status
@@ -125,4 +130,14 @@ func fail(e *exchange.Exchange, reason Reason, cause error) {
 		_, _ = e.Write(reply.Body)
 	}
 	_ = e.Flush()
+}
+
+// closes reports whether what a client goes on sending is not worth reading, or
+// cannot be told from the next request. What follows a CONNECT is for a tunnel.
+func closes(r Reason) bool {
+	switch r { //nolint:exhaustive // all others leave the connection as it is
+	case BadRequest, MethodNotAllowed, BodyTooLarge, RequestTimeout, Misdirected:
+		return true
+	}
+	return false
 }
