@@ -35,6 +35,12 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
+	if path := os.Getenv(childConfig); path != "" {
+		if err := beReplica(path); err != nil {
+			panic(err)
+		}
+		return
+	}
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction(acmelab.LeakedFunction))
 }
 
