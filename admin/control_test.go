@@ -114,35 +114,32 @@ func TestAFileInTheSocketsPlaceIsNeverRemoved(t *testing.T) {
 
 func TestOfManyThatStartAtOnceOneGetsTheSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control.sock")
-	dead, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead.(*net.UnixListener).SetUnlinkOnClose(false)
-	_ = dead.Close() // the stale socket is what they fall over each other for
-	var mu sync.Mutex
-	var got []net.Listener
-	var wg sync.WaitGroup
-	for range 20 {
-		wg.Go(func() {
-			ln, err := admin.Listen(t.Context(), path)
-			if err != nil {
-				if !strings.Contains(err.Error(), "another edge") {
+	for range 200 { // a race
+		dead, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dead.(*net.UnixListener).SetUnlinkOnClose(false)
+		_ = dead.Close() // the stale socket is what they fall over each other for
+		got := make(chan net.Listener, 4)
+		var starting sync.WaitGroup
+		for range cap(got) {
+			starting.Go(func() {
+				ln, err := admin.Listen(t.Context(), path)
+				switch {
+				case err == nil:
+					got <- ln
+				case !strings.Contains(err.Error(), "another edge"):
 					t.Error(err)
 				}
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			got = append(got, ln)
-		})
-	}
-	wg.Wait()
-	if len(got) != 1 {
-		t.Errorf("%d got the socket, want 1", len(got))
-	}
-	for _, ln := range got {
-		_ = ln.Close()
+			})
+		}
+		starting.Wait()
+		close(got)
+		if len(got) != 1 {
+			t.Fatalf("%d got the socket, want 1", len(got))
+		}
+		_ = (<-got).Close()
 	}
 }
 
