@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/http"
 	"strconv"
+	"time"
 
 	"edge/proxy/dialect"
 	"edge/proxy/exchange"
@@ -40,6 +41,10 @@ const statusClientLeft = 499
 // retryAfter is what a 503 tells clients: long enough for a health check to
 // pass, short enough for a person to wait.
 const retryAfter = 5
+
+// refusalTime bounds how long a client may take to read an error: it is small,
+// so that waiting for longer is waiting for one that does not read.
+const refusalTime = 5 * time.Second
 
 // allowed is what a 405 must say (RFC 9110 section 15.5.6): all but CONNECT and
 // TRACE is up to the backend.
@@ -126,9 +131,11 @@ func fail(e *exchange.Exchange, reason Reason, cause error) {
 		closeAfter(e)
 	}
 	e.Status = reply.Status
-	if e.Method != http.MethodHead {
-		_, _ = e.Write(reply.Body)
+	e.SetWriteTimeout(refusalTime)
+	if e.Method == http.MethodHead || len(reply.Body) == 0 {
+		return // the head is also the end, as in gRPC's Trailers-Only, so the engine sends it
 	}
+	_, _ = e.Write(reply.Body)
 	_ = e.Flush()
 }
 

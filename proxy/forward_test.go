@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"edge/config"
 	"edge/internal/modelserver"
 	"edge/proxy"
@@ -286,6 +288,27 @@ func TestDeadBackendIsAnErrorInTheCallersDialect(t *testing.T) {
 	resp, _ := do(t, e.client(t, "h2"), req)
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("Grpc-Status") != "14" || !strings.HasPrefix(resp.Header.Get("Grpc-Message"), "upstream_unreachable") {
 		t.Errorf("gRPC: got %d %v, want status 14", resp.StatusCode, resp.Header)
+	}
+}
+
+// TestErrorOfGRPCIsTrailersOnly because a gRPC client takes a head that does not
+// end the stream for the beginning of a reply, and misses the status behind it.
+func TestErrorOfGRPCIsTrailersOnly(t *testing.T) {
+	e := start(t, onePool("http://127.0.0.1:1"))
+	h2 := e.h2(t)
+	h2.headers(t, 1, true, ":method", "POST", ":scheme", "https", ":path", "/inference.Service/Infer", ":authority", "a.example.com",
+		"content-type", "application/grpc", "te", "trailers")
+	for {
+		f, err := h2.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if head, ok := f.(*http2.HeadersFrame); ok {
+			if !head.StreamEnded() {
+				t.Error("the head does not end the stream")
+			}
+			return
+		}
 	}
 }
 

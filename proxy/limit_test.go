@@ -3,9 +3,11 @@ package proxy_test
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -280,6 +282,27 @@ func TestProtocolsOfAListenerAreAllThereIs(t *testing.T) {
 		_ = resp.Body.Close()
 		if resp.StatusCode != http.StatusBadRequest {
 			t.Errorf("h2 only: got %d on HTTP/1.1, want 400", resp.StatusCode)
+		}
+	}
+}
+
+// TestRefusedClientMustReadToo floods the proxy with requests that it refuses,
+// before any route bounds anything, and reads nothing.
+func TestRefusedClientMustReadToo(t *testing.T) {
+	e := start(t, onePool("http://127.0.0.1:1"))
+	c := e.raw(t)
+	_ = c.SetDeadline(time.Now().Add(2 * patience))
+	go func() {
+		refused := strings.Repeat("GET /"+strings.Repeat("x", 100)+" HTTP/1.1\r\nHost: z.example.com\r\n\r\n", 100)
+		for {
+			if _, err := io.WriteString(c, refused); err != nil {
+				return
+			}
+		}
+	}()
+	for {
+		if r := e.record(t); errors.Is(r.Err, os.ErrDeadlineExceeded) {
+			return
 		}
 	}
 }
