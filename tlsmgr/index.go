@@ -51,7 +51,7 @@ func (c *certificate) serial() string { return hex.EncodeToString(c.leaf().Seria
 
 // expired reports whether clients refuse the certificate at now. One that is
 // not valid yet counts as valid: clocks of replicas and clients differ.
-func (c *certificate) expired(now time.Time) bool { return now.After(c.leaf().NotAfter) }
+func (c *certificate) expired(now time.Time) bool { return !now.Before(c.leaf().NotAfter) }
 
 func (c *certificate) covers(name string) bool {
 	return slices.ContainsFunc(c.names, func(n string) bool { return hostname.Covers(n, name) })
@@ -153,7 +153,7 @@ func buildIndex(all []candidate, wanted []string, now time.Time) *index {
 		if c.current {
 			x.byID[c.id] = c.certificate
 		}
-		if na := c.leaf().NotAfter; now.Before(na) && (x.next.IsZero() || na.Before(x.next)) {
+		if na := c.leaf().NotAfter; !c.expired(now) && (x.next.IsZero() || na.Before(x.next)) {
 			x.next = na
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -252,18 +253,18 @@ func commit(tb testing.TB, m *Manager, cfg *config.Config) {
 	change.Commit()
 }
 
-// until waits for an event of step for certificate id ("" is any).
-func (r *replica) until(tb testing.TB, id string, step Step) Event {
+// until waits for an event of one of steps for certificate id ("" is any).
+func (r *replica) until(tb testing.TB, id string, steps ...Step) Event {
 	tb.Helper()
 	timeout := time.After(patience)
 	for {
 		select {
 		case e := <-r.events:
-			if e.Step == step && (id == "" || e.Certificate == id) {
+			if slices.Contains(steps, e.Step) && (id == "" || e.Certificate == id) {
 				return e
 			}
 		case <-timeout:
-			tb.Fatalf("no event %s for %q; status %+v", step, id, r.Status())
+			tb.Fatalf("no event %s for %q; status %+v", steps, id, r.Status())
 		}
 	}
 }

@@ -159,7 +159,8 @@ func wantedNames(plan *Planned, files map[string][]string) []string {
 // Commit puts the change in force. It cannot fail. What handshakes see changes
 // at once; new certificates are ordered by Run. Failed certificates are tried
 // again now, unless the CA asked for patience: the operator may just have
-// repaired the cause.
+// repaired the cause. One that another replica replaced is left to it unless it
+// changes: a reload is no reason to go on with the quarrel.
 func (c *Change) Commit() {
 	m := c.m
 	m.mu.Lock()
@@ -170,17 +171,19 @@ func (c *Change) Commit() {
 		m.store, m.storeURL = c.store, c.next.cfg.Storage.URL
 	}
 	for id, j := range m.jobs {
-		if !j.patient {
+		b := c.next.bundles[id]
+		if b == nil && !j.busy {
+			delete(m.jobs, id)
+			continue
+		}
+		if b == nil || !b.equal(old.bundles[id]) {
+			j.settled, j.yields, j.contests = false, false, 0
+		}
+		if !j.patient && !j.yields {
 			j.next = time.Time{}
 		}
 		if j.waiting != nil {
 			j.waiting()
-		}
-		was, b := old.bundles[id], c.next.bundles[id]
-		if b == nil && !j.busy {
-			delete(m.jobs, id)
-		} else if b == nil || !b.equal(was) {
-			j.settled, j.contests = false, 0
 		}
 	}
 	m.rebuildLocked(time.Now())

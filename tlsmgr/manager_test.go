@@ -312,6 +312,13 @@ func TestReplicasThatDisagreeDoNotFightOverOneCertificate(t *testing.T) {
 	wait(t, func() bool {
 		return strings.Contains(a.one(t).Error, "names differ: b replaced it, leaving it alone for 10m0s")
 	})
+	// A reload that changes nothing does not end that.
+	commit(t, a.Manager, labConfig(t, lab, "a.example.test"))
+	lists := lab.S3.Count(http.MethodGet, "/certs?list")
+	wait(t, func() bool { return lab.S3.Count(http.MethodGet, "/certs?list") > lists+4 })
+	if s := a.one(t); !strings.Contains(s.Error, "leaving it alone") || lab.CA.Orders() != 2 {
+		t.Errorf("status %+v and %d orders after a reload, want 2", s, lab.CA.Orders())
+	}
 	// More names suit both.
 	commit(t, a.Manager, labConfig(t, lab, "a.example.test", "b.example.test"))
 	a.until(t, "example.test", StepStored)

@@ -103,6 +103,32 @@ func TestOrdersInFlightAreBounded(t *testing.T) {
 	}
 }
 
+func TestCertificatesThatFailDoNotKeepOthersFromTheirTurn(t *testing.T) {
+	t.Parallel()
+	zones := []string{"zz.test"}
+	hosts := []string{"zz.test"}
+	for n := range 3 * maxOrders {
+		zones = append(zones, fmt.Sprintf("a%d.test", n))
+		hosts = append(hosts, fmt.Sprintf("a%d.test", n))
+	}
+	lab := acmelab.New(t, acmelab.Options{DNS: acmelab.DNSOptions{
+		Zones: zones, Lag: func(q acmelab.Query, _ time.Duration) bool { return strings.HasSuffix(q.Name, "zz.test.") },
+	}})
+	m := start(t, labConfig(t, lab, hosts...), func(o *Options) {
+		o.DNSTimeout, o.Backoff = 200*time.Millisecond, func(int) time.Duration { return time.Millisecond }
+	})
+	failed := 0
+	for {
+		switch e := m.until(t, "", StepFailed, StepLoaded); {
+		case e.Step == StepLoaded:
+			return
+		case failed > 2*len(hosts):
+			t.Fatalf("%d attempts failed, and the last certificate had no turn", failed)
+		}
+		failed++
+	}
+}
+
 func TestTwoIssuersHaveAnAccountEach(t *testing.T) {
 	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
@@ -227,11 +253,12 @@ func TestExpiryHandsOverToAnotherCertificate(t *testing.T) {
 	}
 	m.state.Store(&state{cfg: &config.Config{}, plan: &Planned{}, wanted: []string{"x.a.test"}})
 	m.rebuildLocked(now)
+	end := m.files["exact"].leaf().NotAfter
 	for _, c := range []struct {
 		after time.Duration
 		want  string
-	}{{0, "exact"}, {59 * time.Second, "exact"}, {61 * time.Second, "wild"}, {59 * time.Minute, "wild"}} {
-		m.expire(now.Add(c.after))
+	}{{-time.Minute, "exact"}, {-time.Second, "exact"}, {0, "wild"}, {time.Second, "wild"}, {58 * time.Minute, "wild"}} {
+		m.expire(end.Add(c.after))
 		if got := entryID(m.index.Load(), "x.a.test"); got != c.want {
 			t.Errorf("after %s: %s, want %s", c.after, got, c.want)
 		}

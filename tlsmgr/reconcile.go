@@ -105,10 +105,28 @@ func (m *Manager) reconcile(ctx context.Context, w *weather, work *sync.WaitGrou
 		return w.pause(m.options.Interval)
 	}
 	w.up(ctx, m.log, s)
-	for n := range st.plan.Bundles {
-		m.consider(ctx, s, st, &st.plan.Bundles[n], now, work)
+	for _, b := range m.turns(st) {
+		m.consider(ctx, s, st, b, now, work)
 	}
 	return m.soon(st, now)
+}
+
+// turns are the bundles of st in the order in which they get the slots for
+// orders. Those that failed come last: each costs minutes of waiting for DNS,
+// and many of them would keep the others from being renewed.
+func (m *Manager) turns(st *state) []*Bundle {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var first, failed []*Bundle
+	for n := range st.plan.Bundles {
+		b := &st.plan.Bundles[n]
+		if j := m.jobs[b.ID]; j != nil && j.failures > 0 {
+			failed = append(failed, b)
+		} else {
+			first = append(first, b)
+		}
+	}
+	return append(first, failed...)
 }
 
 // probe makes sure, once and before the first write, that the storage keeps

@@ -32,6 +32,7 @@ type job struct {
 	warned   bool      // about that
 	settled  bool      // the storage has had what this plan wants
 	contests int       // how often another replica undid that
+	yields   bool      // to that replica until next
 }
 
 // rest makes j the job on a bundle that needs none.
@@ -92,7 +93,7 @@ func (m *Manager) judge(st *state, b *Bundle, now time.Time) (begin bool, warnin
 	}
 	select {
 	case m.slots <- struct{}{}:
-		j.busy = true
+		j.busy, j.yields = true, false
 		return true, warning
 	default:
 		return false, warning // whoever frees a slot looks again
@@ -129,7 +130,7 @@ func (j *job) overdue(l *stored, now time.Time) string {
 // for long would otherwise order in turns without end.
 func (j *job) contest(why need, l *stored, now time.Time) (warning string) {
 	pause := contestPause << min(j.contests, maxContests)
-	j.settled, j.contests, j.next = false, j.contests+1, now.Add(pause)
+	j.settled, j.yields, j.contests, j.next = false, true, j.contests+1, now.Add(pause)
 	j.err = fmt.Errorf("%s: %s replaced it, leaving it alone for %s (do the configurations of the replicas differ?)", why, l.cert.object.Owner, pause)
 	return j.err.Error()
 }
