@@ -96,7 +96,7 @@ func Start(o Options) (*Process, error) {
 	}
 	cmd := exec.Command(o.Binary, "run", "--config", o.Config) //nolint:gosec,noctx // the program under test; Close ends it
 	cmd.Env = append(os.Environ(), o.Env...)
-	cmd.SysProcAttr = withParent()
+	cmd.SysProcAttr = leash()
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		return nil, err

@@ -71,7 +71,7 @@ func build(ctx context.Context, dir string) error {
 	defer cancel()
 	fmt.Fprintln(os.Stdout, "building edge and the lab around it (a first build takes a minute)")
 	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-o", dir, "edge/cmd/edge", "edge/lab/demo/stage") //nolint:gosec // dir is ours
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // static, as it is shipped
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")                                                         // static, as it is shipped
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		return err
