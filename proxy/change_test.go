@@ -343,6 +343,48 @@ func (l *shortOfFiles) Accept() (net.Conn, error) {
 	return l.Listener.Accept()
 }
 
+// lateAccept is a listener that accepts one more connection as it is closed, and
+// tells of it when the reload that closed it is over.
+type lateAccept struct {
+	net.Listener
+	late net.Conn
+	once sync.Once
+}
+
+func (l *lateAccept) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		l.once.Do(func() {
+			<-time.After(100 * time.Millisecond)
+			c, err = l.late, nil
+		})
+	}
+	return c, err
+}
+
+func TestConnectionAcceptedAsItsListenerClosesIsClosed(t *testing.T) {
+	client, server := net.Pipe()
+	defer client.Close()
+	cfg := onePool("http://127.0.0.1:1")
+	first := true
+	e := start(t, cfg, func(o *proxy.Options) {
+		o.Listen = func(ctx context.Context, network, address string) (net.Listener, error) {
+			ln, err := new(net.ListenConfig).Listen(ctx, network, address)
+			if first { // in order of names: "http"
+				first = false
+				return &lateAccept{Listener: ln, late: server}, err
+			}
+			return ln, err
+		}
+	})
+	delete(cfg.Listeners, "http")
+	e.reload(t, cfg)
+	_ = client.SetDeadline(time.Now().Add(patience / 2))
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("read: %v, want io.EOF", err)
+	}
+}
+
 func TestStatusTellsPoolsAndListeners(t *testing.T) {
 	e, m := startModel(t, modelserver.Script{})
 	echo(t, e.client(t, "h2"), request(t, "GET", "https://a.example.com/echo", ""))

@@ -142,12 +142,21 @@ func (s *Server) accept(k *socket) {
 			continue
 		}
 		backoff = acceptBackoffMin
-		for !k.front.Load().conns.deliver(c) {
-			if s.isStopping() {
-				_ = c.Close()
-				return
-			}
+		k.deliver(c)
+	}
+}
+
+// deliver hands c to the current front. A front is replaced before it is retired,
+// so one that is retired and still current is the last: the socket is closed.
+func (k *socket) deliver(c net.Conn) {
+	f := k.front.Load()
+	for !f.conns.deliver(c) {
+		next := k.front.Load()
+		if next == f {
+			_ = c.Close()
+			return
 		}
+		f = next
 	}
 }
 
