@@ -116,8 +116,14 @@ func (m *Manager) watchState(ctx context.Context, st *state) {
 	defer stop()
 	poll := time.NewTicker(filePoll)
 	defer poll.Stop()
-	settle := time.NewTimer(0) // at once: something may have changed before the watch
+	settle, pending := time.NewTimer(0), true // at once: something may have changed before the watch
 	defer settle.Stop()
+	changed := func() {
+		if !pending { // else a directory with much traffic would put the look off for ever
+			settle.Reset(fileSettle)
+			pending = true
+		}
+	}
 	bad := map[string]complaint{}
 	for {
 		select {
@@ -126,12 +132,13 @@ func (m *Manager) watchState(ctx context.Context, st *state) {
 		case <-st.replaced:
 			return
 		case <-events:
-			settle.Reset(fileSettle)
+			changed()
 		case <-errs: //nolint:errcheck // whatever it is, events were lost
-			settle.Reset(fileSettle)
+			changed()
 		case <-poll.C:
-			settle.Reset(0)
+			changed()
 		case <-settle.C:
+			pending = false
 			if m.reloadFiles(ctx, st, bad) {
 				settle.Reset(filePatience)
 			}

@@ -54,6 +54,26 @@ func TestReplacedFilesAreServed(t *testing.T) {
 	}
 }
 
+func TestBusyDirectoryDoesNotPutOffTheLook(t *testing.T) {
+	ca, dir := newTestCA(t), t.TempDir()
+	m := startFiles(t, ca.files(t, dir, "a.test"))
+	served(t, m, ca)
+	tick := time.NewTicker(fileSettle / 10)
+	defer tick.Stop()
+	deadline := time.Now().Add(filePoll / 2)
+	for looks := 0; looks < 3; <-tick.C { // the first may have been due anyway
+		ca.files(t, dir, "a.test")
+		select {
+		case <-m.events:
+			looks++
+		default:
+			if time.Now().After(deadline) {
+				t.Fatalf("%d looks while the directory is busy", looks)
+			}
+		}
+	}
+}
+
 func TestKubernetesSwapOfTheDataLinkIsSeen(t *testing.T) {
 	ca, dir := newTestCA(t), t.TempDir()
 	swap := func(n string) {
