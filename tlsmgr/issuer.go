@@ -31,6 +31,14 @@ type issuer struct {
 	solver *dns.Solver
 }
 
+// forOrder is the issuer with a client of its own for one order. acmez reads the
+// CA's directory once for each client, and a process lives for months.
+func (i *issuer) forOrder() *issuer {
+	next := *i
+	next.client = &acme.Client{Directory: i.client.Directory, UserAgent: i.client.UserAgent, HTTPClient: i.client.HTTPClient}
+	return &next
+}
+
 // newIssuer reads the files and secrets of an issuer. It touches no network.
 func (m *Manager) newIssuer(cfg *config.Config, issuerName string) (*issuer, error) {
 	c := cfg.Issuers[issuerName]

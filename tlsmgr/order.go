@@ -38,6 +38,7 @@ type order struct {
 // to be stored. All names are presented at once and waited for once. A CA that
 // has lost the account is given a new one, and the order is repeated with that.
 func (m *Manager) obtain(ctx context.Context, s *store.Store, i *issuer, b Bundle) (*object, error) {
+	i = i.forOrder()
 	o := &order{m: m, store: s, issuer: i, bundle: b}
 	profile, err := i.profile(ctx)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/letsencrypt/pebble/v2/ca"
@@ -133,6 +134,30 @@ func TestProfileIsAlwaysTheSameOne(t *testing.T) {
 			t.Errorf("chooseProfile(%q, %v) = %q, %v; want %q, %q", c.configured, c.listed, got, err, c.want, c.wrong)
 		}
 	}
+}
+
+// changingCA is the directory of a CA that gets another profile each time.
+type changingCA struct{ asked int }
+
+func (c *changingCA) RoundTrip(*http.Request) (*http.Response, error) {
+	c.asked++
+	w := httptest.NewRecorder()
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprintf(w, `{"newNonce":"https://ca.test/n","newOrder":"https://ca.test/o","meta":{"profiles":{"p%d":""}}}`, c.asked)
+	return w.Result(), nil
+}
+
+func TestDirectoryIsReadAgainAfterADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := testIssuer()
+		i.client = &acme.Client{Directory: "https://changing.test/dir", HTTPClient: &http.Client{Transport: &changingCA{}}}
+		for _, want := range []string{"p1", "p2", "p3"} {
+			if got, err := i.forOrder().profile(t.Context()); got != want || err != nil {
+				t.Errorf("profile %q, %v; want %q", got, err, want)
+			}
+			time.Sleep(24 * time.Hour)
+		}
+	})
 }
 
 func TestOrderAsksForTheProfile(t *testing.T) {
