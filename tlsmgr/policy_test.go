@@ -127,6 +127,25 @@ func TestUnknownServerNameIsRefusedWithUnrecognizedName(t *testing.T) {
 	}
 }
 
+// What crypto/tls lets through is not always a name (RFC 6066 section 3).
+func TestHostileServerNamesAreRefused(t *testing.T) {
+	m, _ := policyManager(t, nil)
+	for _, name := range []string{
+		".", "..", "../old.a.test", "old..a.test", ".old.a.test", "*.a.test", "old.a.test\x00", "old.a.test/", "old.a.test:x", "b\u00fccher.a.test", "[::1]", "::1", "127.0.0.1",
+		strings.Repeat("x", 64) + ".a.test", strings.Repeat("x.", 125) + "a.test", strings.Repeat("x", 70_000),
+	} {
+		if m.configFor("https", &tls.ClientHelloInfo{ServerName: name}) != m.refuse {
+			t.Errorf("%.40q is served", name)
+		}
+	}
+	l := m.state.Load().listeners["https"]
+	for name, want := range map[string]*policy{"OLD.A.TEST": l.any, "NEW.a.test": l.exact["new.a.test"], "xn--bcher-kva.a.test": l.any} {
+		if got := m.configFor("https", &tls.ClientHelloInfo{ServerName: name}); got != want.config {
+			t.Errorf("%s falls under another policy", name)
+		}
+	}
+}
+
 func TestUnknownListenerRefusesEverything(t *testing.T) {
 	m, ca := policyManager(t, func(c *config.Config) {
 		c.Listeners["other"] = c.Listeners["https"]
