@@ -7,6 +7,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -247,5 +248,12 @@ func TestUnreadableFilesSayWhy(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", got, want)
 			}
 		})
+	}
+}
+
+func TestAFileThatMayNotBeReadSaysWhoMust(t *testing.T) {
+	r := cannotRead(fs.ErrPermission)
+	if !strings.Contains(r.hint, "user that edge runs as") {
+		t.Errorf("hint %q", r.hint)
 	}
 }

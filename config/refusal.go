@@ -1,7 +1,9 @@
 package config
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 )
@@ -14,7 +16,11 @@ type refusal struct{ message, hint string }
 // The document as a whole.
 
 func cannotRead(cause error) *refusal {
-	return &refusal{fmt.Sprintf("cannot read the configuration: %v", cause), "name a file with --config, or start from the annotated routes.yaml"}
+	r := &refusal{fmt.Sprintf("cannot read the configuration: %v", cause), "name a file with --config, or start from the annotated routes.yaml"}
+	if errors.Is(cause, fs.ErrPermission) {
+		r.hint = "the user that edge runs as must be able to read it"
+	}
+	return r
 }
 
 func tooLarge(limit int) *refusal {
