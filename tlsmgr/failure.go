@@ -153,9 +153,6 @@ func firstFew(texts []string) string {
 	return strings.Join(texts, "; ")
 }
 
-// enumerate is a list for a hint.
-func enumerate(names []string) string { return strings.Join(names, ", ") }
-
 // backoff is the pause after so many failed attempts in a row. Let's Encrypt
 // allows five failed validations of a name in an hour, so five quick ones and
 // then one each hour stay below it. The jitter keeps replicas apart.

@@ -43,7 +43,7 @@ func (i *issuer) forOrder() *issuer {
 func (m *Manager) newIssuer(cfg *config.Config, issuerName string) (*issuer, error) {
 	c := cfg.Issuers[issuerName]
 	if c == nil {
-		return nil, fmt.Errorf("no issuer %q (issuers: %s)", issuerName, enumerate(slices.Sorted(maps.Keys(cfg.Issuers))))
+		return nil, fmt.Errorf("no issuer %q (issuers: %s)", issuerName, strings.Join(slices.Sorted(maps.Keys(cfg.Issuers)), ", "))
 	}
 	roots, err := readRoots(c.CA)
 	if err != nil {
@@ -201,7 +201,7 @@ func chooseProfile(configured string, listed []string) (string, error) {
 			return "", fmt.Errorf("the CA has no profiles (remove profile %q)", configured)
 		}
 		if !slices.Contains(listed, configured) {
-			return "", fmt.Errorf("the CA has no profile %q (profiles: %s)", configured, enumerate(listed))
+			return "", fmt.Errorf("the CA has no profile %q (profiles: %s)", configured, strings.Join(listed, ", "))
 		}
 		return configured, nil
 	}

@@ -32,11 +32,15 @@ const (
 // for Explain. The error joins every pair that cannot be used.
 func FileNames(cfg *config.Config) (map[string][]string, error) {
 	pairs, err := readPairs(cfg)
+	return namesIn(pairs), err
+}
+
+func namesIn(files map[string]*certificate) map[string][]string {
 	names := map[string][]string{}
-	for id, c := range pairs {
+	for id, c := range files {
 		names[id] = c.names
 	}
-	return names, err
+	return names
 }
 
 // readPairs reads every file certificate of cfg; the error joins all problems.

@@ -95,10 +95,7 @@ func (c *Change) Warnings() []config.Problem { return c.warnings }
 func (m *Manager) Prepare(ctx context.Context, cfg *config.Config) (*Change, error) {
 	files, err := readPairs(cfg)
 	problems := []error{err}
-	names := map[string][]string{}
-	for id, c := range files {
-		names[id] = c.names
-	}
+	names := namesIn(files)
 	plan := Explain(cfg, names)
 	st := &state{
 		cfg: cfg, plan: plan, bundles: map[string]*Bundle{}, issuers: map[string]*issuer{},

@@ -357,7 +357,8 @@ func TestContestsGrowRarer(t *testing.T) {
 		if warning := j.contest(needNames, l, now); !strings.Contains(warning, want.String()) || j.next.Sub(now) != want || j.settled {
 			t.Errorf("%q, next after %s; want %s", warning, j.next.Sub(now), want)
 		}
-		j.rest(true)
+		j.rest()
+		j.settled = true
 	}
 	j.contests = 1000
 	if j.contest(needNames, l, now); j.next.Sub(now) > 24*time.Hour {

@@ -35,8 +35,10 @@ type job struct {
 	yields   bool      // to that replica until next
 }
 
-// rest makes j the job on a bundle that needs none.
-func (j *job) rest(settled bool) { *j = job{settled: settled, contests: j.contests} }
+// rest ends the work without a failure.
+func (j *job) rest() {
+	*j = job{settled: j.settled, contests: j.contests, since: j.since, warned: j.warned}
+}
 
 // loaded takes note of a certificate that serves from now on. Who waits for
 // another replica's work has it.
@@ -80,7 +82,8 @@ func (m *Manager) judge(st *state, b *Bundle, now time.Time) (begin bool, warnin
 	case j.busy:
 		return false, warning
 	case why == needNothing:
-		j.rest(true)
+		j.rest()
+		j.settled = true
 		return false, ""
 	case now.Before(j.next):
 		return false, warning
@@ -149,9 +152,7 @@ func (m *Manager) work(ctx context.Context, s *store.Store, st *state, b Bundle)
 	j := m.jobs[b.ID]
 	j.busy, j.ordering, j.waiting = false, false, nil
 	if err == nil {
-		since, warned := j.since, j.warned
-		j.rest(j.settled)
-		j.since, j.warned = since, warned
+		j.rest()
 		m.mu.Unlock()
 		return
 	}
