@@ -126,8 +126,12 @@ func (p *planner) written() {
 			p.problem(c.Pos, "certificates."+id+".names",
 				fmt.Sprintf("%d names; issuer %q allows %d in one certificate", len(b.Names), b.Issuer, b.MaxNames), "split it in two, or use a wildcard")
 		}
+		public := isPublicCA(p.cfg.Issuers[b.Issuer])
 		for _, n := range b.Names {
 			p.claim(n, source{id: id})
+			if public && isLocal(n) {
+				p.problem(c.Pos, "certificates."+id+".names", "no public CA issues a certificate for "+n, localHint)
+			}
 		}
 		p.out.Bundles = append(p.out.Bundles, b)
 	}
@@ -218,7 +222,7 @@ func (p *planner) open(hosts []host, issuer string) map[string][]string {
 		case issuer == "":
 			p.problem(r.Pos, r.Name, "no certificate covers "+h.name, "add an acme section, or a file certificate for it")
 		case public && isLocal(h.name):
-			p.problem(r.Pos, r.Name, "no public CA issues a certificate for "+h.name, "use a file certificate, or an issuer of your own")
+			p.problem(r.Pos, r.Name, "no public CA issues a certificate for "+h.name, localHint)
 		default:
 			zone := hostname.Zone(h.name)
 			zones[zone] = append(zones[zone], h.name)
@@ -313,7 +317,10 @@ func reduce(names []string) []string {
 	})
 }
 
-const defaultMaxNames = 25
+const (
+	defaultMaxNames = 25
+	localHint       = "use a file certificate, or an issuer of your own"
+)
 
 // profileLimit is how many names issuer i puts in one certificate, 0 when
 // unknown. Let's Encrypt: 25, and 100 with its classic profile

@@ -179,6 +179,13 @@ func TestPlanReportsWhatCannotWork(t *testing.T) {
 			hosts: []string{"a.example.com", "llm.internal"}, edit: letsencrypt,
 			problem: "no public CA issues a certificate for llm.internal", bundles: 1,
 		},
+		"a written local name at a public CA": {
+			edit: func(c *config.Config) {
+				letsencrypt(c)
+				c.Certificates["x"] = written("a.example.com", "llm.internal")
+			},
+			problem: "certificates.x.names: no public CA issues a certificate for llm.internal", bundles: 1,
+		},
 		"more names than the profile allows": {
 			edit: func(c *config.Config) {
 				letsencrypt(c)
