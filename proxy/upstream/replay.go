@@ -94,6 +94,10 @@ func (b *body) abort() {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.abortLocked()
+}
+
+func (b *body) abortLocked() {
 	if !b.reading || b.interrupted || b.interrupt == nil {
 		return
 	}
@@ -108,9 +112,9 @@ func (b *body) close() {
 	if b == nil {
 		return
 	}
-	b.abort()
 	b.mu.Lock()
 	b.closed, b.keeping = true, false
+	b.abortLocked() // with closed set: no Read begins that nobody would interrupt
 	for b.reading {
 		b.idle.Wait()
 	}

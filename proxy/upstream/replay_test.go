@@ -5,8 +5,10 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -106,3 +108,38 @@ func TestNoBodyIsNil(t *testing.T) {
 		}
 	}
 }
+
+// TestCloseInterruptsAReadThatBeginsMeanwhile: a client that is silent must not
+// hold the end of its exchange. A mutex that was waited for for a millisecond is
+// handed on in order, so that the Read comes in between what close does.
+func TestCloseInterruptsAReadThatBeginsMeanwhile(t *testing.T) {
+	for range 20 {
+		interrupted := make(chan struct{})
+		b := newBody(&Request{
+			Method: "POST", Length: -1, Interrupt: func() { close(interrupted) },
+			Body: readFunc(func([]byte) (int, error) { <-interrupted; return 0, io.ErrClosedPipe }),
+		}, 0)
+		var both sync.WaitGroup
+		b.mu.Lock()
+		both.Go(b.close)
+		<-time.After(2 * time.Millisecond)
+		both.Go(func() { _, _ = b.view(&attempt{}, nil).Read(make([]byte, 1)) })
+		<-time.After(2 * time.Millisecond)
+		b.mu.Unlock()
+		b.mu.Lock() // close wakes in vain, and asks for the order
+		<-time.After(2 * time.Millisecond)
+		b.mu.Unlock()
+		done := make(chan struct{})
+		go func() { both.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(10 * time.Second):
+			close(interrupted)
+			t.Fatal("close waits for the client")
+		}
+	}
+}
+
+type readFunc func(p []byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
