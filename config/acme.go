@@ -174,7 +174,7 @@ func loopback(host string) bool {
 func (b *builder) certificateDefaults(v value) {
 	d := &b.cfg.Bundles
 	v.object(fields{
-		"issuers":   refs("issuer", &d.Issuers),
+		"issuers":   issuerRefs(&d.Issuers),
 		"bundle":    as(&d.Packing, choice([]Packing{ByZone, PerName})),
 		"max_names": as(&d.MaxNames, count(classicNames)),
 		"key_type":  keyType(&d.KeyType),
@@ -197,7 +197,7 @@ func (b *builder) certificates(v value) {
 		b.cfg.Certificates[name] = c
 		present := v.object(fields{
 			"names":    list(&c.Names, host),
-			"issuers":  refs("issuer", &c.Issuers),
+			"issuers":  issuerRefs(&c.Issuers),
 			"key_type": keyType(&c.KeyType),
 			"file": func(v value) {
 				c.File = &CertificateFile{}
@@ -217,4 +217,14 @@ func (b *builder) certificates(v value) {
 			c.KeyType = ""
 		}
 	})
+}
+
+// issuerRefs is a list of issuers that has one: the others are for when it fails.
+func issuerRefs(into *[]string) take {
+	return func(v value) {
+		refs("issuer", into)(v)
+		if len(*into) > 1 {
+			v.refuse(fallbackIssuers())
+		}
+	}
 }

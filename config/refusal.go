@@ -299,6 +299,10 @@ func chooseIssuer(issuers []string) *refusal {
 	return &refusal{"which issuer is it?", "set certificate_defaults: {issuers: [NAME]}; issuers: " + several(issuers)}
 }
 
+func fallbackIssuers() *refusal {
+	return &refusal{"more than one issuer is not supported yet", "this version of edge would only ask the first; name one"}
+}
+
 func noIssuer(host string) *refusal {
 	return &refusal{fmt.Sprintf("no certificate covers %q", host), `let edge obtain it, with acme: {email: you@example.com, dns: cloudflare}, or name a file under certificates:`}
 }
