@@ -88,6 +88,9 @@ func (a *attempt) gotConn(info httptrace.GotConnInfo) {
 			old.user.CompareAndSwap(a, nil)
 		}
 		c.user.Store(a)
+		if info.Reused {
+			c.drained()
+		}
 	}
 	a.connected.Store(true)
 }

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -207,6 +209,44 @@ func TestPostIsSentAgainWhenAKeptAliveConnectionTookNothing(t *testing.T) {
 	if got := text(t, do(t, p, post("prompt"))); got != "prompt" || dials.Load() != 2 {
 		t.Errorf("echo %q over %d connections, want prompt over 2", got, dials.Load())
 	}
+}
+
+// TestSurplusOfAReplyIsNobodysReply: the connection is lent again at the moment
+// when net/http has put it back and has not looked at what is left in its buffer.
+func TestSurplusOfAReplyIsNobodysReply(t *testing.T) {
+	const reply = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+	p := open(t, poolOf(script(t, func(c net.Conn, r *bufio.Reader) {
+		for {
+			request, err := head(r)
+			if err != nil {
+				return
+			}
+			answer := reply + "right"
+			if strings.Contains(request, "/surplus") {
+				answer += reply + "wrong"
+			}
+			_, _ = io.WriteString(c, answer)
+		}
+	})))
+	put := make(chan struct{})
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{PutIdleConn: func(error) {
+		close(put)
+		<-time.After(50 * time.Millisecond) // for the next request to get there first
+	}})
+	var first sync.WaitGroup
+	first.Go(func() {
+		resp, err := p.Do(ctx, get("/surplus"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = text(t, resp)
+	})
+	within(t, patience, "the connection's return", put)
+	if got := text(t, do(t, p, &Request{Method: "POST", Target: "/next", Host: "api.example.com"})); got != "right" {
+		t.Errorf("got %q, the surplus of another reply", got)
+	}
+	first.Wait()
 }
 
 func TestPoolWithoutHealthyEndpointAnswersAtOnce(t *testing.T) {

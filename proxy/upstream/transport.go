@@ -19,6 +19,7 @@ const (
 	bufferSize   = 16 << 10         // of a connection, each way
 	keepAlive    = 30 * time.Second // TCP probes
 	lostGrace    = 5 * time.Second  // for the reply of a server that stopped reading
+	drainGrace   = time.Second      // for net/http to look at a connection that it lends
 	handshake    = 10 * time.Second // dial and TLS when a pool sets no connect timeout
 )
 
@@ -94,12 +95,49 @@ type conn struct {
 	net.Conn
 	user atomic.Pointer[attempt] // nil while idle
 
+	reading atomic.Bool   // a Read is under way
+	begun   chan struct{} // of capacity 1: a Read has begun
+
 	closed    chan struct{}
 	closeOnce sync.Once
 }
 
 func newConn(c net.Conn) *conn {
-	return &conn{Conn: c, closed: make(chan struct{})}
+	return &conn{Conn: c, begun: make(chan struct{}, 1), closed: make(chan struct{})}
+}
+
+// Read says that it is under way, for drained.
+func (c *conn) Read(p []byte) (int, error) {
+	c.reading.Store(true)
+	select {
+	case c.begun <- struct{}{}:
+	default:
+	}
+	n, err := c.Conn.Read(p)
+	c.reading.Store(false)
+	return n, err
+}
+
+// drained waits until net/http, which owns an idle connection, has either used up
+// what it had read of it and reads on, or closed it because something was left. A
+// Transport lends an idle connection before it has looked, and what an endpoint
+// sent too much would be the reply to somebody else's request.
+func (c *conn) drained() {
+	if c.reading.Load() {
+		return
+	}
+	timer := time.NewTimer(drainGrace)
+	defer timer.Stop()
+	for !c.reading.Load() {
+		select {
+		case <-c.begun:
+		case <-c.closed:
+			return
+		case <-timer.C:
+			_ = c.Close() // nothing was written: the request takes another
+			return
+		}
+	}
 }
 
 // Write returns an error late when a reply may still be read. A server that
