@@ -196,7 +196,7 @@ func TestDownloadOfAChainAsksForNothingElse(t *testing.T) {
 
 func TestBadNoncesAreRepeated(t *testing.T) {
 	t.Parallel()
-	lab := acmelab.New(t, acmelab.Options{CA: acmelab.CAOptions{BadNonces: 30}})
+	lab := acmelab.New(t, acmelab.Options{CA: acmelab.CAOptions{BadNonces: 50}})
 	m := start(t, labConfig(t, lab, "a.example.test", "b.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
 }
