@@ -238,8 +238,9 @@ func (e *Exchange) Flush() error {
 	return err
 }
 
-// SetWriteTimeout bounds how long a Write or Flush may go without progress;
-// beyond it the exchange is aborted. 0 takes the bound away.
+// SetWriteTimeout bounds how long a Write, Flush or Interim may go without
+// progress; beyond it the exchange is aborted, by Interim with the next Write. 0
+// takes the bound away.
 func (e *Exchange) SetWriteTimeout(d time.Duration) {
 	e.alive()
 	e.writeTimeout.Store(int64(d))
@@ -257,10 +258,20 @@ func (e *Exchange) Committed() bool {
 func (e *Exchange) Interim(status int, f Fields) {
 	e.alive()
 	informational := status == http.StatusContinue || status > http.StatusSwitchingProtocols && status < http.StatusOK
-	if !informational || e.committed || e.Conn.Protocol == "HTTP/1.0" || e.stopped() != nil {
+	if !informational || e.committed || e.Conn.Protocol == "HTTP/1.0" {
+		return
+	}
+	d := time.Duration(e.writeTimeout.Load())
+	if d > 0 {
+		_ = e.engine.SetWriteDeadline(time.Now().Add(d))
+	}
+	if e.stopped() != nil { // after the deadline was set, which would undo that of Abort
 		return
 	}
 	_ = e.engine.Interim(status, f) // a lost connection shows at the reply
+	if d > 0 {
+		_ = e.engine.SetWriteDeadline(time.Time{})
+	}
 }
 
 // OnEnd has f called when the exchange ends: once, after the last byte was

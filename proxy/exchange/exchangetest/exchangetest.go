@@ -54,6 +54,7 @@ func Run(t *testing.T, start Start) {
 		"LongBodyIsRefused":               testLongBody,
 		"HeadIsFixedByFirstWrite":         testCommit,
 		"InterimRepliesArriveFirst":       testInterim,
+		"InterimIsCutOffToo":              testInterimTimeout,
 		"ContinueIsSentOnRead":            testContinue,
 		"OnEndRunsOnceLastFirst":          testOnEnd,
 		"PanicBreaksTheReply":             testPanic,

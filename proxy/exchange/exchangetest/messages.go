@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"edge/proxy/exchange"
 )
@@ -286,6 +287,27 @@ func testInterim(t *testing.T, start Start) {
 		if rest := s.dial(t, "GET / HTTP/1.0\r\n\r\n").rest(t); strings.Contains(rest, "103") {
 			t.Errorf("an HTTP/1.0 client got %q, want no 103", rest)
 		}
+	}
+}
+
+// testInterimTimeout hints to a client that does not read.
+func testInterimTimeout(t *testing.T, start Start) {
+	t.Helper()
+	s := serve(t, start, func(e *exchange.Exchange) {
+		e.SetWriteTimeout(200 * time.Millisecond)
+		for range 2048 {
+			e.Interim(http.StatusEarlyHints, exchange.Fields{{Name: "link", Value: strings.Repeat("x", 8<<10)}})
+		}
+		if err := e.Flush(); err == nil {
+			t.Error("a client that does not read took all")
+		}
+	})
+	if s.Dial == nil {
+		return // only a client made by hand leaves hints unread
+	}
+	s.dial(t, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	if end := s.end(t); end.err == nil {
+		t.Error("Err is nil, want the cause")
 	}
 }
 
