@@ -177,17 +177,17 @@ func (s *Server) Addr(listener string) net.Addr {
 
 // Status is what a Server is doing.
 type Status struct {
-	Listeners []ListenerStatus // in name order
-	Pools     []upstream.PoolStatus
-	Active    int64 // requests that have not ended, tunnels among them
-	Stopping  bool
+	Listeners []ListenerStatus      `json:"listeners"` // in name order
+	Pools     []upstream.PoolStatus `json:"pools"`
+	Active    int64                 `json:"active"` // requests that have not ended, tunnels among them
+	Stopping  bool                  `json:"stopping"`
 }
 
 // ListenerStatus is one bound listener.
 type ListenerStatus struct {
-	Name     string
-	Address  string // bound, so with the real port
-	Redirect bool
+	Name     string `json:"name"`
+	Address  string `json:"address"` // bound, so with the real port
+	Redirect bool   `json:"redirect"`
 }
 
 // Status reports what the Server is doing. It takes no lock that a request needs.

@@ -14,12 +14,12 @@ import (
 
 // Bundle is one certificate that edge obtains itself.
 type Bundle struct {
-	ID       string   // stable and readable; the object's name in the storage
-	Names    []string // canonical, sorted, never empty, no name that another one covers
-	Inferred bool     // from route hosts, not written under certificates
-	Issuer   string   // key in Config.Issuers
-	KeyType  config.KeyType
-	MaxNames int // how many names fit; what Plan packed by
+	ID       string         `json:"id"`       // stable and readable; the object's name in the storage
+	Names    []string       `json:"names"`    // canonical, sorted, never empty, no name that another one covers
+	Inferred bool           `json:"inferred"` // from route hosts, not written under certificates
+	Issuer   string         `json:"issuer"`   // key in Config.Issuers
+	KeyType  config.KeyType `json:"key_type"`
+	MaxNames int            `json:"max_names"` // how many names fit; what Plan packed by
 }
 
 // equal reports whether a and b want the same certificate.
@@ -29,18 +29,18 @@ func (b *Bundle) equal(a *Bundle) bool {
 
 // Cover says which certificate a host is served with.
 type Cover struct {
-	Host        string   // as written in a route; "" is a route for any host
-	Routes      []string // names of the routes, in file order
-	Certificate string   // Bundle.ID or the name of a file certificate; "" when none covers it
-	Name        string   // the name in that certificate: Host itself or the wildcard
-	File        bool     // Certificate is a file certificate
+	Host        string   `json:"host"`        // as written in a route; "" is a route for any host
+	Routes      []string `json:"routes"`      // names of the routes, in file order
+	Certificate string   `json:"certificate"` // Bundle.ID or the name of a file certificate; "" when none covers it
+	Name        string   `json:"name"`        // the name in that certificate: Host itself or the wildcard
+	File        bool     `json:"file"`        // Certificate is a file certificate
 }
 
 // Planned is a plan with its explanation.
 type Planned struct {
-	Bundles  []Bundle         // sorted by ID
-	Covers   []Cover          // sorted by Host
-	Problems []config.Problem // hosts that will have no certificate, bundles that the CA will refuse
+	Bundles  []Bundle         `json:"bundles"`  // sorted by ID
+	Covers   []Cover          `json:"covers"`   // sorted by Host
+	Problems []config.Problem `json:"problems"` // hosts that will have no certificate, bundles that the CA will refuse
 }
 
 // Plan says which certificates edge obtains for cfg. It is offline and

@@ -164,16 +164,16 @@ func (e *BodyError) Unwrap() error { return e.Err }
 
 // PoolStatus is one pool of the committed configuration.
 type PoolStatus struct {
-	Name      string
-	Endpoints []EndpointStatus // in configured order
+	Name      string           `json:"name"`
+	Endpoints []EndpointStatus `json:"endpoints"` // in configured order
 }
 
 // EndpointStatus is what is known about one endpoint of a pool.
 type EndpointStatus struct {
-	URL       string
-	Healthy   bool      // false keeps requests away
-	Inflight  int       // requests whose reply has not been closed
-	Requests  uint64    // attempts since the pool first named the endpoint
-	LastError string    // of the last failed check or attempt; "" when there was none
-	Since     time.Time // of the last change of Healthy, or of the first sight
+	URL       string    `json:"url"`
+	Healthy   bool      `json:"healthy"`    // false keeps requests away
+	Inflight  int       `json:"inflight"`   // requests whose reply has not been closed
+	Requests  uint64    `json:"requests"`   // attempts since the pool first named the endpoint
+	LastError string    `json:"last_error"` // of the last failed check or attempt; "" when there was none
+	Since     time.Time `json:"since"`      // of the last change of Healthy, or of the first sight
 }
