@@ -56,6 +56,29 @@ func TestARestartServesFromTheBucketWithoutAnOrder(t *testing.T) {
 	}
 }
 
+// A name without a certificate holds up the first start only: later it is one
+// of many, and the others are to be served at once.
+func TestANameThatFailsDoesNotHoldUpARestart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, acmelab.Options{}, modelserver.Options{})
+	p, _ := w.start(w.config("a", settings{}))
+	if err := p.Close(); err != nil {
+		t.Fatalf("stop: %v", err)
+	}
+	w.lab.CA.SetDown(true)
+	p = w.launch(w.config("a", settings{routes: fmt.Sprintf("  - {host: [example.test, \"*.example.test\", www.other.test], endpoints: [%q]}\n", w.model.URL)}))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // of 60 s of grace
+	defer cancel()
+	if err := p.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	addr, err := p.Addr(ctx, "https")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.leaf(addr, "chat.example.test")
+}
+
 // The process that orders is killed while it holds the lease, in the middle of
 // its order: the other one waits for the lease to run out, orders and serves.
 func TestAnotherReplicaTakesOverFromAKilledOrderer(t *testing.T) {

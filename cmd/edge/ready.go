@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"edge/tlsmgr"
@@ -45,15 +46,18 @@ func (a *app) tell(states ...string) {
 	}
 }
 
-// becomeReady says ready once what storage holds is loaded and no certificate
-// is missing; a first start waits for those at most startGrace.
+// becomeReady says ready once what storage holds is loaded. A first start, which
+// finds nothing there, and one that cannot look, wait at most startGrace until no
+// certificate is missing; later ones do not let a name that fails hold them up.
 func (a *app) becomeReady(ctx context.Context) {
-	grace, cancel := context.WithTimeout(ctx, startGrace)
-	defer cancel()
+	grace, cancelGrace := context.WithTimeout(ctx, startGrace)
+	defer cancelGrace()
 	load, cancel := context.WithTimeout(grace, loadTimeout)
 	defer cancel()
 	if err := a.certs.Load(load); err != nil {
 		a.log.ErrorContext(ctx, "certificates could not be loaded, trying again", slog.Any("error", err))
+	} else if a.foundSome() {
+		cancelGrace()
 	}
 	missing := a.complete(grace)
 	if ctx.Err() != nil {
@@ -66,6 +70,13 @@ func (a *app) becomeReady(ctx context.Context) {
 		return
 	}
 	a.log.InfoContext(ctx, "ready", slog.Duration("after", time.Since(a.started).Round(time.Millisecond)))
+}
+
+// foundSome reports whether storage had a certificate that was obtained before.
+func (a *app) foundSome() bool {
+	return slices.ContainsFunc(a.certs.Status().Certificates, func(c tlsmgr.CertificateStatus) bool {
+		return c.Issuer != "" && c.Serial != ""
+	})
 }
 
 // complete waits until no certificate is missing and returns those that still
