@@ -218,8 +218,12 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.awaitIdle(ctx)
 	gone := make(chan struct{})
 	go func() { s.running.Wait(); close(gone) }()
-	if err == nil { // an exchange ends before its last bytes are on the wire
+	for err == nil { // an exchange ends before its last bytes are on the wire
 		settled(ctx, gone)
+		if s.active.Load() == 0 {
+			break
+		}
+		err = s.awaitIdle(ctx) // of a connection that had not brought a request before
 	}
 	// Only idle connections are left, or the time is over.
 	s.draining()

@@ -385,6 +385,41 @@ func TestConnectionAcceptedAsItsListenerClosesIsClosed(t *testing.T) {
 	}
 }
 
+// TestRequestOnAConnectionOlderThanTheReloadIsServed, and one older than a stop,
+// also when its answer takes longer than a stop waits for last bytes.
+func TestRequestOnAConnectionOlderThanTheReloadIsServed(t *testing.T) {
+	m := modelserver.New(t, modelserver.Options{})
+	e := start(t, onePool(m.URL))
+	late := func(t *testing.T, change func()) {
+		t.Helper()
+		c := e.raw(t)
+		if err := c.Handshake(); err != nil {
+			t.Fatal(err)
+		}
+		change()
+		<-time.After(100 * time.Millisecond)
+		c.send(t, "POST /v1/chat/completions HTTP/1.1\r\nHost: a.example.com\r\nContent-Length: 2\r\n\r\n{}")
+		if resp, body := c.response(t, "POST"); resp.StatusCode != http.StatusOK {
+			t.Errorf("got %d %s", resp.StatusCode, body)
+		}
+	}
+	late(t, func() {
+		cfg := onePool(m.URL)
+		cfg.Routes[0].Limits.Headers = 128 << 10 // needs another server
+		e.reload(t, cfg)
+	})
+	m.SetScript(modelserver.Script{HeadDelay: 2500 * time.Millisecond})
+	var stopped sync.WaitGroup
+	late(t, func() {
+		stopped.Go(func() {
+			if err := e.Shutdown(t.Context()); err != nil {
+				t.Errorf("shutdown: %v", err)
+			}
+		})
+	})
+	stopped.Wait()
+}
+
 func TestStatusTellsPoolsAndListeners(t *testing.T) {
 	e, m := startModel(t, modelserver.Script{})
 	echo(t, e.client(t, "h2"), request(t, "GET", "https://a.example.com/echo", ""))

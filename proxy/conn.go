@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"time"
 
 	"edge/hostname"
 	"edge/proxy/exchange"
@@ -17,13 +18,15 @@ type connKey struct{}
 // connection is what the requests of one client connection share. The TLS half
 // is known only after the handshake, so the first request fills it in.
 type connection struct {
-	conn exchange.Conn
-	once sync.Once
+	conn    exchange.Conn
+	once    sync.Once
+	arrived func() // called at the first request
 }
 
-// withConn is the http.Server.ConnContext of the listener name.
-func withConn(ctx context.Context, c net.Conn, name string) context.Context {
-	return context.WithValue(ctx, connKey{}, &connection{conn: exchange.Conn{
+// withConn returns a context for the requests of c, a connection to the listener
+// name.
+func withConn(ctx context.Context, c net.Conn, name string, arrived func()) context.Context {
+	return context.WithValue(ctx, connKey{}, &connection{arrived: arrived, conn: exchange.Conn{
 		Peer:     addrPort(c.RemoteAddr()),
 		Local:    addrPort(c.LocalAddr()),
 		Listener: name,
@@ -34,9 +37,10 @@ func withConn(ctx context.Context, c net.Conn, name string) context.Context {
 func connOf(r *http.Request) *exchange.Conn {
 	c, ok := r.Context().Value(connKey{}).(*connection)
 	if !ok { // not through one of our servers; tests of a handler alone
-		c = new(connection)
+		c = &connection{arrived: func() {}}
 	}
 	c.once.Do(func() {
+		c.arrived()
 		c.conn.Protocol = r.Proto
 		if r.TLS == nil {
 			return
@@ -54,6 +58,48 @@ func connOf(r *http.Request) *exchange.Conn {
 		return &conn
 	}
 	return &c.conn
+}
+
+// newcomers are the connections of a front that have not brought a request yet.
+type newcomers struct {
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
+}
+
+func (n *newcomers) add(c net.Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.conns == nil {
+		n.conns = map[net.Conn]struct{}{}
+	}
+	n.conns[c] = struct{}{}
+}
+
+func (n *newcomers) remove(c net.Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.conns, c)
+}
+
+func (n *newcomers) any() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.conns) > 0
+}
+
+// wait returns when each has brought a request or is gone, or the time is over.
+func (n *newcomers) wait(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, newcomerTime)
+	defer cancel()
+	tick := time.NewTicker(newcomerPoll)
+	defer tick.Stop()
+	for n.any() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // addrPort is the zero AddrPort for what is not TCP.

@@ -35,6 +35,12 @@ const (
 	// writeTimeout ends an HTTP/2 connection that takes no byte at all.
 	writeTimeout = time.Minute
 
+	// newcomerTime is what connections without a request have for one when their
+	// front is retired: enough for those that are under way, not for those that
+	// were opened to be had.
+	newcomerTime = time.Second
+	newcomerPoll = 10 * time.Millisecond
+
 	maxStreams   = 250
 	streamWindow = 256 << 10
 	connWindow   = 1 << 20
@@ -75,6 +81,8 @@ type front struct {
 	server *http.Server
 	conns  *handoff
 	served chan struct{} // closed when Serve has returned
+
+	newcomers newcomers
 }
 
 // settingsOf returns the settings for l under cfg.
@@ -171,7 +179,13 @@ func (s *Server) newFront(st settings, addr net.Addr) *front {
 		MaxHeaderBytes:    st.head,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return withConn(ctx, c, st.name)
+			f.newcomers.add(c)
+			return withConn(ctx, c, st.name, func() { f.newcomers.remove(c) })
+		},
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateClosed {
+				f.newcomers.remove(c)
+			}
 		},
 		DisableGeneralOptionsHandler: true,
 		// A non-nil map without "h2" keeps net/http's own HTTP/2 out.
@@ -223,9 +237,12 @@ func (s *Server) tlsConfig(st settings) *tls.Config {
 	return cfg
 }
 
-// retire lets the requests of f end, until ctx, then cuts what is left.
+// retire lets the requests of f end, until ctx, then cuts what is left. A server
+// that shuts down drops the request that it has just read, so connections that were
+// opened a moment ago are served first: their clients would not try again.
 func (f *front) retire(ctx context.Context) {
 	_ = f.conns.Close()
+	f.newcomers.wait(ctx)
 	if f.server.Shutdown(ctx) != nil {
 		_ = f.server.Close()
 	}
