@@ -289,8 +289,7 @@ func TestOrderThatBecameInvalidIsExplained(t *testing.T) {
 func TestDeactivatedAccountIsReplacedOnceItsObjectIsDeleted(t *testing.T) {
 	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
-	cfg := labConfig(t, lab, "a.example.test")
-	m := start(t, cfg, nil)
+	m := start(t, labConfig(t, lab, "a.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
 	i := m.state.Load().issuers["lab"]
 	a, err := m.account(t.Context(), m.storage(), i)
@@ -302,8 +301,9 @@ func TestDeactivatedAccountIsReplacedOnceItsObjectIsDeleted(t *testing.T) {
 	if _, err := i.client.UpdateAccount(t.Context(), end); err != nil {
 		t.Fatal(err)
 	}
-	cfg.Certificates["one"] = &config.Certificate{Names: []string{"one.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
-	commit(t, m.Manager, cfg)
+	next := labConfig(t, lab, "a.example.test")
+	next.Certificates["one"] = &config.Certificate{Names: []string{"one.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
+	commit(t, m.Manager, next)
 	key := accountKey(accountID(i.config))
 	if e := m.until(t, "one", StepFailed); !strings.Contains(e.Detail, "unauthorized: ") || !strings.Contains(e.Detail, "delete "+key) {
 		t.Errorf("detail %s", e.Detail)

@@ -148,8 +148,10 @@ func (c *child) until(t *testing.T, step Step, count int) []string {
 	return out
 }
 
+// The tests with processes run apart from the parallel ones, whose leases
+// would suffer.
+
 func TestSixProcessesPlaceOneOrderForEachOfTwentyBundles(t *testing.T) {
-	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	hosts := make([]string, 20)
 	for n := range hosts {
@@ -183,7 +185,6 @@ func sixProcesses(t *testing.T, lab *acmelab.Lab, storage string, hosts []string
 // Whatever the step at which the process that orders is killed, another one
 // serves soon, after at most one more order.
 func TestKilledProcessIsTakenOverAtEveryStep(t *testing.T) {
-	t.Parallel()
 	for _, path := range []string{
 		acmelab.PathDirectory, acmelab.PathNewAccount, acmelab.PathNewOrder, acmelab.PathAuthz,
 		acmelab.PathChallenge, acmelab.PathFinalize, acmelab.PathCert,
@@ -216,7 +217,6 @@ func TestKilledProcessIsTakenOverAtEveryStep(t *testing.T) {
 // A process that is stopped for longer than its lease lasts, at any step,
 // leaves what its heir stored.
 func TestStoppedProcessDoesNotUndoItsHeirsWork(t *testing.T) {
-	t.Parallel()
 	for _, path := range []string{acmelab.PathNewOrder, acmelab.PathFinalize, acmelab.PathCert, "PUT"} {
 		t.Run(strings.Trim(path, "/"), func(t *testing.T) {
 			t.Parallel()
