@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"io"
 	"sync"
 	"time"
@@ -66,7 +67,11 @@ func (s *Server) tunnel(e *exchange.Exchange, resp *upstream.Response, idle time
 	client, err := e.Tunnel()
 	if err != nil {
 		_ = backend.Close()
-		fail(e, Internal, err)
+		reason := ClientLeft // before it could be told
+		if errors.Is(err, exchange.ErrNoTunnel) {
+			reason = Internal
+		}
+		fail(e, reason, err)
 		return
 	}
 	both := &pair{client, backend}

@@ -158,6 +158,35 @@ func TestRefusedUpgradeIsAnOrdinaryReply(t *testing.T) {
 	}
 }
 
+// TestClientThatLeftBeforeItsUpgradeIsNotOurFault: the bytes that it sent behind
+// the handshake keep net/http from seeing that it left, until the 101 is sent.
+func TestClientThatLeftBeforeItsUpgradeIsNotOurFault(t *testing.T) {
+	asked, left := make(chan struct{}), make(chan struct{})
+	e := startRaw(t, func(c net.Conn, r *bufio.Reader) {
+		if _, err := http.ReadRequest(r); err != nil {
+			return
+		}
+		close(asked)
+		<-left
+		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		_, _ = io.Copy(io.Discard, r)
+	})
+	c := e.raw(t)
+	c.send(t, handshake+"early")
+	<-asked
+	tcp, ok := c.NetConn().(*net.TCPConn)
+	if !ok {
+		t.Fatal("not TCP")
+	}
+	_ = tcp.SetLinger(0)
+	_ = tcp.Close()
+	<-time.After(50 * time.Millisecond)
+	close(left)
+	if r := e.record(t); r.Reason != proxy.ClientLeft || r.Err == nil {
+		t.Errorf("got record %+v, want client_left with its cause", r)
+	}
+}
+
 func TestOnlyWebsocketsAreUpgraded(t *testing.T) {
 	e, _ := startModel(t, modelserver.Script{})
 	for name, head := range map[string]string{
