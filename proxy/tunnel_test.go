@@ -172,8 +172,10 @@ func TestClientThatLeftBeforeItsUpgradeIsNotOurFault(t *testing.T) {
 		_, _ = io.Copy(io.Discard, r)
 	})
 	c := e.raw(t)
-	c.send(t, handshake+"early")
+	c.send(t, handshake)
 	<-asked
+	c.send(t, "early")
+	<-time.After(50 * time.Millisecond) // or the reset would take it along
 	tcp, ok := c.NetConn().(*net.TCPConn)
 	if !ok {
 		t.Fatal("not TCP")
