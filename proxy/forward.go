@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"edge/config"
 	"edge/proxy/dialect"
 	"edge/proxy/exchange"
@@ -211,15 +213,7 @@ func blame(ctx context.Context, err error) Reason {
 		return ClientLeft
 	}
 	if body, ok := errors.AsType[*upstream.BodyError](err); ok {
-		switch {
-		case errors.Is(body, exchange.ErrTooLarge):
-			return BodyTooLarge
-		case errors.Is(body, os.ErrDeadlineExceeded):
-			return RequestTimeout
-		case errors.Is(body, exchange.ErrClientGone), errors.Is(body, exchange.ErrAborted):
-			return ClientLeft
-		}
-		return BadRequest
+		return blameBody(body)
 	}
 	dial, isDial := errors.AsType[*upstream.DialError](err)
 	switch {
@@ -233,6 +227,20 @@ func blame(ctx context.Context, err error) Reason {
 		return UpstreamUnreachable
 	}
 	return UpstreamLost
+}
+
+// blameBody says why the client's body could not be read.
+func blameBody(err error) Reason {
+	reset, isReset := errors.AsType[http2.StreamError](err)
+	switch {
+	case errors.Is(err, exchange.ErrTooLarge):
+		return BodyTooLarge
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return RequestTimeout
+	case errors.Is(err, exchange.ErrClientGone), errors.Is(err, exchange.ErrAborted), isReset && reset.Code == http2.ErrCodeCancel:
+		return ClientLeft
+	}
+	return BadRequest
 }
 
 // noteAttempts records what a failed Do tells about the endpoint it tried.

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"edge/config"
 	"edge/proxy/exchange"
 	"edge/proxy/upstream"
@@ -85,6 +87,8 @@ func TestBlameFallsOnTheCause(t *testing.T) {
 		{live, body(exchange.ErrTooLarge), BodyTooLarge},
 		{live, body(os.ErrDeadlineExceeded), RequestTimeout},
 		{live, body(exchange.ErrClientGone), ClientLeft},
+		{live, body(http2.StreamError{Code: http2.ErrCodeCancel}), ClientLeft},
+		{live, body(http2.StreamError{Code: http2.ErrCodeProtocol}), BadRequest},
 		{live, body(errors.New("malformed chunk")), BadRequest},
 		{ended(errTotal), context.Canceled, TotalTimeout},
 		{ended(errStreamIdle), &upstream.LostError{Err: io.EOF}, StreamIdle},
