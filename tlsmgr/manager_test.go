@@ -2,12 +2,9 @@ package tlsmgr
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -525,141 +522,5 @@ func TestStorageThatIgnoresConditionsIsNotWrittenTo(t *testing.T) {
 	wait(t, func() bool { return strings.Contains(m.logs.String(), "storage does not keep its promises") })
 	if n := lab.CA.Orders(); n != 0 {
 		t.Errorf("%d orders with an unsafe storage", n)
-	}
-}
-
-// busyCA refuses the first new orders, as a rate limit or a load balancer does.
-type busyCA struct {
-	next        http.RoundTripper
-	status      int
-	contentType string
-	body        string
-	left        atomic.Int32
-}
-
-func (b *busyCA) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Path != acmelab.PathNewOrder || b.left.Add(-1) < 0 {
-		return b.next.RoundTrip(r)
-	}
-	w := httptest.NewRecorder()
-	w.Header().Set("Content-Type", b.contentType)
-	w.Header().Set("Retry-After", "2")
-	w.WriteHeader(b.status)
-	_, _ = w.WriteString(b.body)
-	return w.Result(), nil
-}
-
-func TestCAThatAsksForPatienceIsLeftAlone(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		ca    *busyCA
-		times int32
-		want  string
-	}{
-		"rate limit": {
-			&busyCA{
-				status: http.StatusTooManyRequests, contentType: "application/problem+json",
-				body: `{"type":"urn:ietf:params:acme:error:rateLimited","detail":"too many certificates\nalready issued"}`,
-			}, 1,
-			"place the order: the CA refuses: rateLimited: too many certificates already issued (",
-		},
-		"load balancer": {
-			&busyCA{status: http.StatusServiceUnavailable, contentType: "text/html", body: "<html>\nback soon"}, 3, // acmez tries three times
-			"HTTP 503: <html> back soon",
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			lab := acmelab.New(t, acmelab.Options{})
-			m := ready(t, labConfig(t, lab, "a.example.test"), nil)
-			transport := m.state.Load().issuers["lab"].client.HTTPClient.Transport.(*acmeTransport)
-			c.ca.next = transport.next
-			c.ca.left.Store(c.times)
-			transport.next = c.ca
-			m.run(t)
-			e := m.until(t, "example.test", StepFailed)
-			if !strings.Contains(e.Detail, c.want) {
-				t.Errorf("detail %s", e.Detail)
-			}
-			if wait := m.one(t).NextAttempt.Sub(e.Time); wait < 1500*time.Millisecond {
-				t.Errorf("next attempt after %s, want 2 s", wait)
-			}
-			commit(t, m.Manager, m.state.Load().cfg) // does not override the CA
-			loaded := m.until(t, "example.test", StepLoaded)
-			if d := loaded.Time.Sub(e.Time); d < 1500*time.Millisecond {
-				t.Errorf("ordered again after %s, want 2 s", d)
-			}
-		})
-	}
-}
-
-func TestStorageThatFailsAtTheLastStepCostsNoSecondOrder(t *testing.T) {
-	t.Parallel()
-	lab := acmelab.New(t, acmelab.Options{})
-	var failed atomic.Int32
-	lab.S3.SetFail(func(r *http.Request) int {
-		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, certificateDir) && failed.Add(1) == 1 {
-			return http.StatusForbidden
-		}
-		return 0
-	})
-	m := start(t, labConfig(t, lab, "a.example.test"), nil)
-	m.until(t, "example.test", StepLoaded)
-	if n := lab.CA.Orders(); n != 1 || failed.Load() < 2 {
-		t.Errorf("%d orders and %d attempts to store, want 1 and 2", n, failed.Load())
-	}
-}
-
-func TestMissingCertificateIsToldOnceAfterAMinute(t *testing.T) {
-	j, now := &job{}, time.Now()
-	for _, c := range []struct {
-		after time.Duration
-		have  *stored
-		want  bool
-	}{
-		{0, nil, false},
-		{59 * time.Second, nil, false},
-		{60 * time.Second, nil, true},
-		{70 * time.Second, nil, false},
-		{80 * time.Second, &stored{cert: &certificate{}}, false},
-		{90 * time.Second, &stored{}, false}, // gone again: a new minute
-		{150 * time.Second, nil, true},
-	} {
-		if got := j.overdue(c.have, now.Add(c.after)); (got != "") != c.want {
-			t.Errorf("after %s: %q, want a warning: %v", c.after, got, c.want)
-		}
-	}
-}
-
-func TestRetryAfterIsRead(t *testing.T) {
-	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	for s, want := range map[string]time.Duration{
-		"": 0, "120": 2 * time.Minute, "-1": 0, "99999999": maxRetryAfter, "x": 0,
-		"Thu, 01 Jan 2026 00:05:00 GMT": 5 * time.Minute, "Thu, 01 Jan 2025 00:00:00 GMT": 0,
-	} {
-		if got := parseRetryAfter(s, now); got != want {
-			t.Errorf("parseRetryAfter(%q) = %s, want %s", s, got, want)
-		}
-	}
-}
-
-func TestBackoffGrowsToAnHour(t *testing.T) {
-	for failures, want := range map[int]time.Duration{1: time.Minute, 2: 2 * time.Minute, 3: 5 * time.Minute, 6: time.Hour, 100: time.Hour} {
-		if got := backoff(failures); got < want*9/10 || got > want*11/10 {
-			t.Errorf("after %d failures %s, want %s ± 10 %%", failures, got, want)
-		}
-	}
-}
-
-func TestLoadEndsWithItsContext(t *testing.T) {
-	t.Parallel()
-	lab := acmelab.New(t, acmelab.Options{})
-	m := New(Options{Logger: (&logs{}).logger()})
-	commit(t, m, labConfig(t, lab, "a.example.test"))
-	defer m.close()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := m.Load(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("Load: %v, want context.Canceled", err)
 	}
 }

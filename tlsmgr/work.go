@@ -16,6 +16,7 @@ const (
 	missingGrace = time.Minute      // an order takes seconds; DNS may take a minute
 	contestPause = 10 * time.Minute // see contest; doubled each time
 	maxContests  = 7                // most doublings: 21 hours
+	waitAgain    = 2 * time.Second  // after a wait for another replica that the storage cut short
 	maxSwapPause = 16 * time.Second // between two attempts to store a certificate; half a minute in all
 )
 
@@ -202,6 +203,7 @@ func (m *Manager) attempt(ctx context.Context, s *store.Store, st *state, b Bund
 		return err
 	}
 	defer release(ctx, lease)
+	process := ctx
 	ctx, cancel := lease.Context(ctx)
 	defer cancel()
 	ctx, cancel = context.WithTimeoutCause(ctx, attemptTimeout, errTooLong)
@@ -223,7 +225,9 @@ func (m *Manager) attempt(ctx context.Context, s *store.Store, st *state, b Bund
 		}
 		return err
 	}
-	if err := m.commit(ctx, s, o, l.version); err != nil {
+	// What is issued is worth its patience also when the lease is lost meanwhile,
+	// as in an outage of the storage: the version keeps it from doing harm.
+	if err := m.commit(process, s, o, l.version); err != nil {
 		return err
 	}
 	return m.enough(b, i.config.Directory)
@@ -258,10 +262,15 @@ func (m *Manager) lease(ctx context.Context, s *store.Store, id string, slot *sl
 	lease, err = s.Acquire(waitCtx, name)
 	m.mark(id, func(j *job) { j.waiting = nil })
 	if err != nil {
-		if waitCtx.Err() != nil && ctx.Err() == nil {
-			return nil, nil //nolint:nilnil // nothing to do any more
+		if waitCtx.Err() == nil {
+			m.log.LogAttrs(ctx, slog.LevelWarn, "waiting for another replica was cut short, looking again",
+				slog.String("certificate", id), slog.Any("error", oneError(err)))
+			select {
+			case <-waitCtx.Done():
+			case <-time.After(waitAgain):
+			}
 		}
-		return nil, err
+		return nil, nil //nolint:nilnil // nothing to do any more, or the next look decides again
 	}
 	if err := slot.take(ctx); err != nil {
 		release(ctx, lease)
