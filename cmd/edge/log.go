@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"io"
+	stdlog "log" //nolint:depguard // only to catch what dependencies print with it
 	"log/slog"
+	"strings"
 	"sync/atomic"
 
 	"edge/config"
@@ -20,6 +22,23 @@ func newLog(w io.Writer, c config.Log) *logger {
 	h := &formatHandler{text: slog.NewTextHandler(w, nil), asJSON: slog.NewJSONHandler(w, nil), json: new(atomic.Bool)}
 	h.json.Store(c.Format == "json")
 	return &logger{slog.New(h), h}
+}
+
+// libraries takes what dependencies print with the standard logger into the log,
+// without what they quote: net/http shows up to 16 KiB of what a backend sent
+// beyond its reply, which may be somebody's tokens.
+func (l *logger) libraries() {
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(quoteless{l.Logger})
+}
+
+// quoteless writes lines to a log, each up to its first quotation mark.
+type quoteless struct{ log *slog.Logger }
+
+func (q quoteless) Write(p []byte) (int, error) {
+	line, _, _ := strings.Cut(strings.TrimSpace(string(p)), `"`)
+	q.log.LogAttrs(context.Background(), slog.LevelWarn, "from a library", slog.String("text", line))
+	return len(p), nil
 }
 
 // formatHandler writes text or JSON, as the configuration in force says.

@@ -88,3 +88,12 @@ func TestTheLogChangesItsFormatWithAReload(t *testing.T) {
 		t.Errorf("JSON line %q: %v", second, err)
 	}
 }
+
+func TestWhatLibrariesPrintIsLoggedWithoutWhatTheyQuote(t *testing.T) {
+	var out bytes.Buffer
+	log := newLog(&out, config.Log{Format: "text"})
+	_, _ = fmt.Fprintf(quoteless{log.Logger}, "Unsolicited response received on idle HTTP channel starting with %q; err=%v\n", "data: secret token", nil)
+	if got := out.String(); !strings.Contains(got, "Unsolicited response") || strings.Contains(got, "secret token") {
+		t.Errorf("logged %q", got)
+	}
+}

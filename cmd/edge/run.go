@@ -33,6 +33,7 @@ func runCommand(g *globals) *cobra.Command {
 				cfg.Control.Socket = g.socket
 			}
 			log := newLog(cmd.ErrOrStderr(), cfg.Log)
+			log.libraries()
 			a := newApp(g, log)
 			if err := a.start(cmd.Context(), cfg); err != nil {
 				return err
