@@ -208,7 +208,7 @@ func ready(tb testing.TB, cfg *config.Config, edit func(*Options)) *replica {
 	r := &replica{logs: &logs{}, events: make(chan Event, 10_000)}
 	o := Options{
 		Logger: r.logs.logger(), Events: func(e Event) { r.events <- e }, Owner: tb.Name(),
-		LeaseTTL: 3 * time.Second, Interval: 500 * time.Millisecond, DNSPoll: 20 * time.Millisecond,
+		Interval: 500 * time.Millisecond, DNSPoll: 20 * time.Millisecond,
 		Backoff: func(int) time.Duration { return 200 * time.Millisecond },
 	}
 	if edit != nil {

@@ -3,6 +3,7 @@ package tlsmgr
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
 	"fmt"
@@ -150,7 +151,7 @@ func (c *changingCA) RoundTrip(*http.Request) (*http.Response, error) {
 func TestDirectoryIsReadAgainAfterADay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := testIssuer()
-		i.client = &acme.Client{Directory: "https://changing.test/dir", HTTPClient: &http.Client{Transport: &changingCA{}}}
+		i.client = &acme.Client{Directory: "https://" + rand.Text() + ".test/dir", HTTPClient: &http.Client{Transport: &changingCA{}}}
 		for _, want := range []string{"p1", "p2", "p3"} {
 			if got, err := i.forOrder().profile(t.Context()); got != want || err != nil {
 				t.Errorf("profile %q, %v; want %q", got, err, want)

@@ -2,6 +2,7 @@ package tlsmgr
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -26,6 +27,9 @@ import (
 // and not a test, so that tests can kill and stop replicas as the world does.
 const childConfig = "EDGE_TEST_REPLICA"
 
+// childLease names how long its leases live; "" is a second.
+const childLease = "EDGE_TEST_LEASE"
+
 // beReplica runs a Manager for a configuration file until it is killed, and
 // writes its events to standard output, a JSON object a line.
 func beReplica(path string) error {
@@ -33,11 +37,15 @@ func beReplica(path string) error {
 	if err != nil {
 		return err
 	}
+	ttl, err := time.ParseDuration(cmp.Or(os.Getenv(childLease), "1s"))
+	if err != nil {
+		return err
+	}
 	out := json.NewEncoder(os.Stdout)
 	events := make(chan Event, 10_000)
 	m := New(Options{
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Events: func(e Event) { events <- e },
-		LeaseTTL: time.Second, Interval: 200 * time.Millisecond, DNSPoll: 20 * time.Millisecond,
+		LeaseTTL: ttl, Interval: 200 * time.Millisecond, DNSPoll: 20 * time.Millisecond,
 		Backoff: func(int) time.Duration { return 500 * time.Millisecond },
 	})
 	change, err := m.Prepare(context.Background(), cfg)
@@ -89,10 +97,10 @@ routes:
 	return path
 }
 
-func spawn(t *testing.T, path string) *child {
+func spawn(t *testing.T, path string, env ...string) *child {
 	t.Helper()
 	c := &child{cmd: exec.Command(os.Args[0]), events: make(chan Event, 10_000), stderr: &logs{}}
-	c.cmd.Env = append(os.Environ(), childConfig+"="+path)
+	c.cmd.Env = append(append(os.Environ(), childConfig+"="+path), env...)
 	c.cmd.Stderr = c.stderr
 	stdout, err := c.cmd.StdoutPipe()
 	if err != nil {
@@ -168,7 +176,7 @@ func sixProcesses(t *testing.T, lab *acmelab.Lab, storage string, hosts []string
 	path := childFile(t, lab, storage, hosts...)
 	children := make([]*child, 6)
 	for n := range children {
-		children[n] = spawn(t, path)
+		children[n] = spawn(t, path, childLease+"=30s") // nobody dies here, however slow it gets
 	}
 	first := children[0].until(t, StepLoaded, len(hosts))
 	for _, c := range children[1:] {
