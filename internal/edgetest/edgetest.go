@@ -220,6 +220,9 @@ func (p *Process) Reload(ctx context.Context) (admin.Reloaded, error) { return p
 // Signal sends s to the child.
 func (p *Process) Signal(s os.Signal) error { return p.cmd.Process.Signal(s) }
 
+// Done is closed when the child has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
 // Wait waits for the end of the child; nil means exit code 0.
 func (p *Process) Wait() error {
 	<-p.done

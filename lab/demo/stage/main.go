@@ -60,9 +60,13 @@ func run(ctx context.Context, dir string, once bool, out io.Writer) (err error) 
 		return nil
 	}
 	d.invite()
-	<-ctx.Done()
-	say.step("stopping")
-	return nil
+	select {
+	case <-ctx.Done():
+		say.step("stopping")
+		return nil
+	case <-d.edge.Done():
+		return errors.New("edge has ended")
+	}
 }
 
 // demo is what runs.
