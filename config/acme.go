@@ -177,28 +177,30 @@ func (b *builder) certificateDefaults(v value) {
 		"issuers":   issuerRefs(&d.Issuers),
 		"bundle":    as(&d.Packing, choice([]Packing{ByZone, PerName})),
 		"max_names": as(&d.MaxNames, count(classicNames)),
-		"key_type":  keyType(&d.KeyType),
+		"key_type":  keyType(&d.KeyTypes),
 	})
 }
 
-func keyType(into *KeyType) take {
+func keyType(into *[]KeyType) take {
 	return func(v value) {
 		if v.node.Kind == yaml.SequenceNode {
 			v.refuseKey(notYet())
 			return
 		}
-		as(into, choice([]KeyType{P256, P384, RSA2048}))(v)
+		var kind KeyType
+		as(&kind, choice([]KeyType{P256, P384, RSA2048}))(v)
+		*into = []KeyType{kind}
 	}
 }
 
 func (b *builder) certificates(v value) {
 	v.named("certificate", func(name string, v value) {
-		c := &Certificate{Name: name, KeyType: b.cfg.Bundles.KeyType, Pos: v.pos()}
+		c := &Certificate{Name: name, KeyTypes: b.cfg.Bundles.KeyTypes, Pos: v.pos()}
 		b.cfg.Certificates[name] = c
 		present := v.object(fields{
 			"names":    list(&c.Names, host),
 			"issuers":  issuerRefs(&c.Issuers),
-			"key_type": keyType(&c.KeyType),
+			"key_type": keyType(&c.KeyTypes),
 			"file": func(v value) {
 				c.File = &CertificateFile{}
 				v.need(v.object(fields{
@@ -214,7 +216,7 @@ func (b *builder) certificates(v value) {
 			}
 		}
 		if c.File != nil {
-			c.KeyType = ""
+			c.KeyTypes = nil
 		}
 	})
 }

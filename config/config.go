@@ -26,11 +26,14 @@ type Config struct {
 	Providers    map[string]*Provider
 	Issuers      map[string]*Issuer
 	Certificates map[string]*Certificate // as written; empty means inferred from route hosts
+	ServeOnly    bool                    // certificates_role: serve; this replica orders nothing and needs no DNS credentials
 	Bundles      Bundles
 	Pools        map[string]*Pool
 	Routes       []*Route // in file order
 	Control      Control
+	Telemetry    Telemetry
 	Log          Log
+	Webhook      Secret // URL that certificate warnings are posted to; zero means none
 	Drain        Drain
 	Warnings     []Problem // legal but probably wrong
 }
@@ -62,22 +65,29 @@ type Listener struct {
 // TLS is what a listener or a policy demands of a connection.
 type TLS struct {
 	MinVersion uint16 // tls.VersionTLS12 or tls.VersionTLS13; 0 in a policy means: the listener's
+	ClientCA   string // PEM file of the CAs whose client certificates are demanded; "" demands none
 }
 
 // Storage says where certificates, accounts and locks are kept.
 type Storage struct {
-	URL string // file:///dir or s3://bucket/prefix?region=…&endpoint=…&path_style=true
-	Pos Pos
+	URL      string   // file:///dir, s3://bucket/prefix?region=…, gs://bucket/prefix, azblob://container/prefix?account=…
+	Keys     []Secret // base64 of 32 bytes each; the first encrypts, all decrypt; none: private keys are stored as they are
+	Snapshot string   // directory for an encrypted copy that edge starts from when the storage is down; "" is none; needs Keys
+	Pos      Pos
 }
 
 // Provider is one set of DNS credentials. Exactly one of the kinds is set.
 type Provider struct {
-	Name       string
-	Zones      []string // canonical zone names this provider is used for; empty means any
-	RFC2136    *RFC2136
-	Route53    *Route53
-	Cloudflare *Cloudflare
-	Pos        Pos
+	Name           string
+	Zones          []string // canonical zone names this provider is used for; empty means any
+	Rate           float64  // requests a second to its API; 0 means what its kind is known to allow
+	RFC2136        *RFC2136
+	Route53        *Route53
+	Cloudflare     *Cloudflare
+	GoogleCloudDNS *GoogleCloudDNS
+	Azure          *AzureDNS
+	Exec           *ExecDNS
+	Pos            Pos
 }
 
 // RFC2136 is a DNS server that takes TSIG-signed dynamic updates.
@@ -99,13 +109,86 @@ type Cloudflare struct {
 	Token Secret // API token with Zone:DNS:Edit; default env:CLOUDFLARE_API_TOKEN
 }
 
-// Issuer obtains certificates by ACME.
+// GoogleCloudDNS is Google Cloud DNS; without Credentials the application
+// default credentials are used (workload identity, service account of the VM).
+type GoogleCloudDNS struct {
+	Project     string // "" means that of the credentials
+	Credentials Secret // JSON of a service account; zero means the default chain
+}
+
+// AzureDNS is Azure DNS; without ClientSecret the default chain is used
+// (environment, workload identity, managed identity).
+type AzureDNS struct {
+	SubscriptionID string
+	ResourceGroup  string
+	TenantID       string
+	ClientID       string // also chooses a user-assigned managed identity
+	ClientSecret   Secret
+}
+
+// ExecDNS is a program of the operator's that changes records:
+// COMMAND… add|delete ZONE NAME VALUE, once for each value.
+type ExecDNS struct {
+	Command []string // absolute path and leading arguments
+	Timeout time.Duration
+}
+
+// Challenge is how control of names is proven to a CA.
+type Challenge string
+
+// The challenge types.
+const (
+	DNS01        Challenge = "dns-01"
+	DNSPersist01 Challenge = "dns-persist-01"
+	HTTP01       Challenge = "http-01"
+	TLSALPN01    Challenge = "tls-alpn-01"
+)
+
+// Internal is a CA of edge's own, kept in the storage.
+type Internal struct {
+	Lifetime time.Duration // of certificates
+}
+
+// EAB binds a new ACME account to an account at the CA (RFC 8555 section 7.3.4).
+type EAB struct {
+	KeyID Secret
+	HMAC  Secret // base64url
+}
+
+// Quota is a number of events in a sliding window. The zero value means the
+// preset of the CA; Off means no limit.
+type Quota struct {
+	Count int
+	Per   time.Duration
+	Off   bool
+}
+
+// Quotas are what edge allows itself at a CA, shared by all replicas, so that
+// the CA never has to refuse.
+type Quotas struct {
+	Orders     Quota // new orders
+	Domain     Quota // new certificates for one registered domain
+	Duplicates Quota // new certificates for exactly the same names
+	Failed     Quota // failed validations of one name
+}
+
+// InternalIssuer is the name of the issuer that exists without being written.
+const InternalIssuer = "internal"
+
+// Issuer obtains certificates: by ACME, or from a CA of edge's own when
+// Internal is set; then no other field but Name is.
 type Issuer struct {
 	Name          string
+	Internal      *Internal
 	Directory     string // absolute URL
+	Staging       string // directory for edge certs … --staging; "" when the CA has none
 	CA            string // PEM file that the directory's own HTTPS certificate is verified with; "" means the system roots
 	Email         string
 	Profile       string   // "" lets edge choose
+	EAB           *EAB     // nil when the CA wants none
+	Chains        []string // preferred_chains: common names of roots, most wanted first; empty takes the CA's default
+	Quotas        Quotas
+	Challenge     Challenge
 	Providers     []string // names in Config.Providers; which one is used depends on the zone
 	Resolvers     []string // host:port, recursive resolvers; empty means the system's
 	Authoritative Authoritative
@@ -131,12 +214,12 @@ const (
 
 // Certificate is an entry of certificates: either names to obtain one for, or a pair of files.
 type Certificate struct {
-	Name    string
-	Names   []string // canonical, wildcard allowed; empty for a file certificate
-	Issuers []string // names in Config.Issuers; the first is used
-	KeyType KeyType
-	File    *CertificateFile
-	Pos     Pos
+	Name     string
+	Names    []string  // canonical; wildcards and IP addresses allowed; empty for a file certificate
+	Issuers  []string  // names in Config.Issuers; the first is used, the others when it fails for long
+	KeyTypes []KeyType // one certificate for each; empty for a file certificate
+	File     *CertificateFile
+	Pos      Pos
 }
 
 // CertificateFile is a certificate that edge does not obtain itself. Both files
@@ -160,7 +243,7 @@ type Bundles struct {
 	Issuers  []string
 	Packing  Packing
 	MaxNames int
-	KeyType  KeyType
+	KeyTypes []KeyType // one certificate for each
 }
 
 // Balance is how a pool picks an endpoint.
@@ -237,6 +320,11 @@ type Route struct {
 // Control is the command line's way into a running edge.
 type Control struct {
 	Socket string // path of a unix socket
+}
+
+// Telemetry is the read-only HTTP endpoint.
+type Telemetry struct {
+	Address string // host:port; "" is off
 }
 
 // Log configures the log on standard error.

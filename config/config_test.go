@@ -28,7 +28,7 @@ func complete(t *testing.T, cfg *Config) {
 	}
 	law(cfg.Listeners != nil && cfg.Providers != nil && cfg.Issuers != nil && cfg.Certificates != nil && cfg.Pools != nil, "a nil map")
 	law(cfg.Storage.URL != "" && cfg.Control.Socket != "" && cfg.Log.Format != "", "a default is missing")
-	law(cfg.Bundles.MaxNames > 0 && cfg.Bundles.Packing != "" && cfg.Bundles.KeyType != "", "bundles %+v", cfg.Bundles)
+	law(cfg.Bundles.MaxNames > 0 && cfg.Bundles.Packing != "" && len(cfg.Bundles.KeyTypes) > 0, "bundles %+v", cfg.Bundles)
 	law(len(cfg.Routes) > 0, "no route")
 	serving := 0
 	for name, l := range cfg.Listeners {
@@ -56,7 +56,7 @@ func complete(t *testing.T, cfg *Config) {
 	}
 	for name, c := range cfg.Certificates {
 		law(c.Name == name && (c.File != nil) != (len(c.Names) > 0), "certificate %+v", c)
-		law(c.File != nil || len(c.Issuers) > 0 && c.KeyType != "", "certificate %+v", c)
+		law(c.File != nil || len(c.Issuers) > 0 && len(c.KeyTypes) > 0, "certificate %+v", c)
 	}
 	for name, p := range cfg.Pools {
 		law(p.Name == name && len(p.Endpoints) > 0 && p.Balance != "" && p.Retry.Attempts > 0 && p.Connect > 0, "pool %+v", p)
@@ -99,7 +99,7 @@ func equal(t *testing.T, what string, got, want any) {
 func TestShortestFileMeansTheDefaults(t *testing.T) {
 	cfg := load(t, "testdata/good/shortest.yaml")
 	equal(t, "listeners", cfg.Listeners, map[string]*Listener{
-		"https": {Name: "https", Address: ":443", Protocols: []Protocol{H1, H2}, TLS: TLS{tls.VersionTLS12}},
+		"https": {Name: "https", Address: ":443", Protocols: []Protocol{H1, H2}, TLS: TLS{MinVersion: tls.VersionTLS12}},
 		"http":  {Name: "http", Address: ":80", Protocols: []Protocol{H1}, Redirect: true},
 	})
 	equal(t, "storage", cfg.Storage.URL, "file:///var/lib/edge")
@@ -108,7 +108,7 @@ func TestShortestFileMeansTheDefaults(t *testing.T) {
 		Providers: []string{"cloudflare"}, Pos: Pos{2, 1},
 	})
 	equal(t, "token", cfg.Providers["cloudflare"].Cloudflare.Token, Secret{"env:CLOUDFLARE_API_TOKEN"})
-	equal(t, "bundles", cfg.Bundles, Bundles{[]string{"acme"}, ByZone, 25, P256})
+	equal(t, "bundles", cfg.Bundles, Bundles{[]string{"acme"}, ByZone, 25, []KeyType{P256}})
 	equal(t, "pools", cfg.Pools["routes[0]"], &Pool{
 		Name:      "routes[0]",
 		Endpoints: []Endpoint{{"http://10.0.0.11:8000", 1}, {"http://10.0.0.12:80", 1}},
@@ -128,7 +128,7 @@ func TestShortestFileMeansTheDefaults(t *testing.T) {
 func TestEveryKeyArrives(t *testing.T) {
 	cfg := load(t, "testdata/good/every_key.yaml")
 	equal(t, "main", cfg.Listeners["main"], &Listener{
-		Name: "main", Address: "[::1]:8443", Protocols: []Protocol{H2}, TLS: TLS{tls.VersionTLS13}, DefaultCertificate: "corp",
+		Name: "main", Address: "[::1]:8443", Protocols: []Protocol{H2}, TLS: TLS{MinVersion: tls.VersionTLS13}, DefaultCertificate: "corp",
 		Trusted: []Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
 	})
 	equal(t, "plain", cfg.Listeners["plain"], &Listener{
@@ -150,11 +150,11 @@ func TestEveryKeyArrives(t *testing.T) {
 	})
 	equal(t, "staging", cfg.Issuers["staging"].Directory, letsEncryptStaging)
 	equal(t, "authoritative", cfg.Issuers["staging"].Authoritative, Authoritative{Off: true})
-	equal(t, "bundles", cfg.Bundles, Bundles{[]string{"lab"}, PerName, 100, P384})
+	equal(t, "bundles", cfg.Bundles, Bundles{[]string{"lab"}, PerName, 100, []KeyType{P384}})
 	equal(t, "bundle", cfg.Certificates["bundle"].Names, []string{"example.com", "*.models.example.com"})
 	equal(t, "bundle issuers", cfg.Certificates["bundle"].Issuers, []string{"staging"})
-	equal(t, "bundle key", cfg.Certificates["bundle"].KeyType, RSA2048)
-	equal(t, "plain key", cfg.Certificates["plain"].KeyType, P384)
+	equal(t, "bundle key", cfg.Certificates["bundle"].KeyTypes[0], RSA2048)
+	equal(t, "plain key", cfg.Certificates["plain"].KeyTypes[0], P384)
 	equal(t, "plain issuers", cfg.Certificates["plain"].Issuers, []string{"lab"})
 	equal(t, "corp file", cfg.Certificates["corp"].File, &CertificateFile{"/etc/edge/corp.pem", Secret{"file:testdata/good/corp.key"}})
 	gpus := *cfg.Pools["gpus"]
@@ -169,7 +169,7 @@ func TestEveryKeyArrives(t *testing.T) {
 	chat.Pos = Pos{}
 	equal(t, "chat", chat, Route{
 		Name: "chat", Hosts: []string{"llm.example.com", "*.models.example.com"}, Path: "/v1", Listeners: []string{"main"}, Pool: "gpus",
-		TLS: TLS{tls.VersionTLS13}, Timeouts: Timeouts{0, time.Hour, 36 * time.Hour, 24 * time.Hour}, Limits: Limits{0, 16 << 10},
+		TLS: TLS{MinVersion: tls.VersionTLS13}, Timeouts: Timeouts{0, time.Hour, 36 * time.Hour, 24 * time.Hour}, Limits: Limits{0, 16 << 10},
 	})
 	equal(t, "exact", [2]any{cfg.Routes[1].Path, cfg.Routes[1].Exact}, [2]any{"/v1/models", true})
 	equal(t, "inherited", cfg.Routes[1].Timeouts, Timeouts{time.Minute, 30 * time.Second, 0, 0})

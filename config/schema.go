@@ -29,7 +29,7 @@ func defaults(path string) *Config {
 		Providers:    map[string]*Provider{},
 		Issuers:      map[string]*Issuer{},
 		Certificates: map[string]*Certificate{},
-		Bundles:      Bundles{Packing: ByZone, MaxNames: defaultMaxNames, KeyType: P256},
+		Bundles:      Bundles{Packing: ByZone, MaxNames: defaultMaxNames, KeyTypes: []KeyType{P256}},
 		Pools:        map[string]*Pool{},
 		Control:      Control{Socket: DefaultSocket},
 		Log:          Log{Format: "text", Access: true},

@@ -156,7 +156,7 @@ func labConfig(tb testing.TB, l *acmelab.Lab, hosts ...string) *config.Config {
 			Providers: []string{"lab"}, Resolvers: []string{l.DNS.Addr}, Authoritative: config.Authoritative{Servers: []string{l.DNS.Addr}},
 		}},
 		Certificates: map[string]*config.Certificate{},
-		Bundles:      config.Bundles{Issuers: []string{"lab"}, Packing: config.ByZone, MaxNames: 100, KeyType: config.P256},
+		Bundles:      config.Bundles{Issuers: []string{"lab"}, Packing: config.ByZone, MaxNames: 100, KeyTypes: []config.KeyType{config.P256}},
 	}
 	for n, h := range hosts {
 		cfg.Routes = append(cfg.Routes, &config.Route{Name: fmt.Sprintf("routes[%d]", n), Hosts: []string{h}, Path: "/", Listeners: []string{"https"}})

@@ -371,7 +371,7 @@ func TestOldCertificateServesUntilItsSuccessorIsThere(t *testing.T) {
 	lab.CA.SetDown(true)
 	next := labConfig(t, lab)
 	next.Storage = m.state.Load().cfg.Storage
-	next.Certificates["wild"] = &config.Certificate{Names: []string{"*.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
+	next.Certificates["wild"] = &config.Certificate{Names: []string{"*.example.test"}, Issuers: []string{"lab"}, KeyTypes: []config.KeyType{config.P256}}
 	commit(t, m.Manager, next)
 	m.until(t, "wild", StepFailed)
 	if _, err := shake(t, m.Manager, &tls.Config{ServerName: "b.example.test", RootCAs: lab.CA.Roots}); err != nil {
@@ -392,7 +392,7 @@ func TestAnotherKeyTypeOrIssuerIsOrderedAtOnce(t *testing.T) {
 	m.until(t, "example.test", StepLoaded)
 
 	key := labConfig(t, first, "a.example.test")
-	key.Bundles.KeyType = config.P384
+	key.Bundles.KeyTypes = []config.KeyType{config.P384}
 	commit(t, m.Manager, key)
 	m.until(t, "example.test", StepLoaded)
 	if m.mu.Lock(); m.loaded["example.test"].cert.object.KeyType != config.P384 {
@@ -416,7 +416,7 @@ func TestClientWithoutServerNameIsServedAnObtainedDefault(t *testing.T) {
 	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab)
-	cfg.Certificates["main"] = &config.Certificate{Names: []string{"example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
+	cfg.Certificates["main"] = &config.Certificate{Names: []string{"example.test"}, Issuers: []string{"lab"}, KeyTypes: []config.KeyType{config.P256}}
 	cfg.Listeners["https"].DefaultCertificate = "main"
 	m := start(t, cfg, nil)
 	anonymous := &tls.Config{InsecureSkipVerify: true}

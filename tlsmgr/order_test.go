@@ -93,7 +93,7 @@ func TestKeyTypeIsTheConfiguredOne(t *testing.T) {
 	lab := acmelab.New(t, acmelab.Options{})
 	cfg := labConfig(t, lab)
 	for _, kind := range []config.KeyType{config.P256, config.P384, config.RSA2048} {
-		cfg.Certificates[string(kind)] = &config.Certificate{Names: []string{string(kind) + ".example.test"}, Issuers: []string{"lab"}, KeyType: kind}
+		cfg.Certificates[string(kind)] = &config.Certificate{Names: []string{string(kind) + ".example.test"}, Issuers: []string{"lab"}, KeyTypes: []config.KeyType{kind}}
 	}
 	m := start(t, cfg, nil)
 	for range 3 {
@@ -213,11 +213,11 @@ func TestLostAccountIsReplacedAndTheOrderRepeated(t *testing.T) {
 
 	lab.CA.ForgetAccounts()
 	more := labConfig(t, lab, "a.example.test")
-	more.Certificates["one"] = &config.Certificate{Names: []string{"one.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
+	more.Certificates["one"] = &config.Certificate{Names: []string{"one.example.test"}, Issuers: []string{"lab"}, KeyTypes: []config.KeyType{config.P256}}
 	commit(t, first.Manager, more)
 	first.until(t, "one", StepLoaded)
 	other := labConfig(t, lab, "a.example.test")
-	other.Certificates["two"] = &config.Certificate{Names: []string{"two.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
+	other.Certificates["two"] = &config.Certificate{Names: []string{"two.example.test"}, Issuers: []string{"lab"}, KeyTypes: []config.KeyType{config.P256}}
 	commit(t, second.Manager, other)
 	second.until(t, "two", StepLoaded)
 	if n := lab.CA.Requests(acmelab.PathNewAccount); n != 2 {
@@ -303,7 +303,7 @@ func TestDeactivatedAccountIsReplacedOnceItsObjectIsDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := labConfig(t, lab, "a.example.test")
-	next.Certificates["one"] = &config.Certificate{Names: []string{"one.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
+	next.Certificates["one"] = &config.Certificate{Names: []string{"one.example.test"}, Issuers: []string{"lab"}, KeyTypes: []config.KeyType{config.P256}}
 	commit(t, m.Manager, next)
 	key := accountKey(accountID(i.config))
 	if e := m.until(t, "one", StepFailed); !strings.Contains(e.Detail, "unauthorized: ") || !strings.Contains(e.Detail, "delete "+key) {

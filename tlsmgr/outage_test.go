@@ -137,7 +137,7 @@ func TestTwoIssuersHaveAnAccountEach(t *testing.T) {
 	second.Name, second.Email = "second", "else@example.test"
 	cfg.Issuers["second"] = &second
 	for id, i := range map[string]string{"one": "lab", "two": "second", "three": "lab"} {
-		cfg.Certificates[id] = &config.Certificate{Names: []string{id + ".example.test"}, Issuers: []string{i}, KeyType: config.P256}
+		cfg.Certificates[id] = &config.Certificate{Names: []string{id + ".example.test"}, Issuers: []string{i}, KeyTypes: []config.KeyType{config.P256}}
 	}
 	m := start(t, cfg, nil)
 	for range cfg.Certificates {
@@ -198,7 +198,7 @@ func TestBundleThatIsNotWantedAnyMoreIsNotWaitedFor(t *testing.T) {
 		t.Errorf("status %+v, want waiting", s)
 	}
 	next := labConfig(t, lab)
-	next.Certificates["wild"] = &config.Certificate{Names: []string{"*.example.test"}, Issuers: []string{"lab"}, KeyType: config.P256}
+	next.Certificates["wild"] = &config.Certificate{Names: []string{"*.example.test"}, Issuers: []string{"lab"}, KeyTypes: []config.KeyType{config.P256}}
 	commit(t, m.Manager, next)
 	m.until(t, "wild", StepLoaded)
 	if err := other.Release(t.Context()); err != nil {

@@ -111,7 +111,7 @@ func (p *planner) written() {
 		if c.File != nil || len(c.Names) == 0 {
 			continue
 		}
-		b := Bundle{ID: id, Names: reduce(c.Names), KeyType: c.KeyType}
+		b := Bundle{ID: id, Names: reduce(c.Names), KeyType: c.KeyTypes[0]}
 		issuers := c.Issuers
 		if len(issuers) == 0 {
 			issuers = p.cfg.Bundles.Issuers
@@ -201,7 +201,7 @@ func (p *planner) infer(hosts []host) {
 			slices.Sort(names)
 			p.out.Bundles = append(p.out.Bundles, Bundle{
 				ID: id, Names: names, Inferred: true,
-				Issuer: issuer, KeyType: p.cfg.Bundles.KeyType, MaxNames: limit,
+				Issuer: issuer, KeyType: p.cfg.Bundles.KeyTypes[0], MaxNames: limit,
 			})
 		}
 	}

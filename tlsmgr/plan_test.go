@@ -22,7 +22,7 @@ func planConfig(hosts ...string) *config.Config {
 		Listeners:    map[string]*config.Listener{"https": {Name: "https"}, "http": {Name: "http", Redirect: true}},
 		Issuers:      map[string]*config.Issuer{"acme": {Name: "acme", Directory: "https://ca.test/dir"}},
 		Certificates: map[string]*config.Certificate{},
-		Bundles:      config.Bundles{Issuers: []string{"acme"}, Packing: config.ByZone, MaxNames: 25, KeyType: config.P256},
+		Bundles:      config.Bundles{Issuers: []string{"acme"}, Packing: config.ByZone, MaxNames: 25, KeyTypes: []config.KeyType{config.P256}},
 	}
 	for n, h := range hosts {
 		cfg.Routes = append(cfg.Routes, &config.Route{Name: fmt.Sprintf("routes[%d]", n), Hosts: []string{h}, Path: "/", Listeners: []string{"https"}})
@@ -31,7 +31,7 @@ func planConfig(hosts ...string) *config.Config {
 }
 
 func written(names ...string) *config.Certificate {
-	return &config.Certificate{Names: names, Issuers: []string{"acme"}, KeyType: config.P256}
+	return &config.Certificate{Names: names, Issuers: []string{"acme"}, KeyTypes: []config.KeyType{config.P256}}
 }
 
 // summary is a plan as "id: names".

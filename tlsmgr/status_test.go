@@ -68,7 +68,7 @@ func TestStatusIsSortedAndHasNoSecret(t *testing.T) {
 		cfg.Certificates[id] = &config.Certificate{Name: id, File: ca.files(t, t.TempDir(), id+".test")}
 	}
 	for _, id := range []string{"y", "a"} {
-		cfg.Certificates[id] = &config.Certificate{Name: id, Names: []string{id + ".test"}, Issuers: []string{"i"}, KeyType: config.P256}
+		cfg.Certificates[id] = &config.Certificate{Name: id, Names: []string{id + ".test"}, Issuers: []string{"i"}, KeyTypes: []config.KeyType{config.P256}}
 	}
 	m := New(Options{Logger: (&logs{}).logger()})
 	commit(t, m, cfg)
