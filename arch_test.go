@@ -25,7 +25,7 @@ var layers = [][]string{
 	{"hostname"},
 	{"config", "proxy/exchange"},
 	{"proxy/dialect"},
-	{"proxy/upstream", "tlsmgr/store", "tlsmgr/dns"},
+	{"proxy/upstream", "tlsmgr/store", "tlsmgr/dns", "tlsmgr/ca"},
 	{"proxy", "tlsmgr"},
 	{"admin"},
 	{"cmd/edge"},
