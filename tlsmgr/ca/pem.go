@@ -39,6 +39,8 @@ func Parse(rootChain, rootKey, chain, key string) (*Authority, error) {
 		return nil, fmt.Errorf("internal CA: the intermediate is not the root's: %w", err)
 	}
 	switch r, i := root.certificate, intermediate.certificate; {
+	case i.Equal(r):
+		return nil, errors.New("internal CA: the intermediate is the root itself")
 	case r.MaxPathLen == 0:
 		return nil, errors.New("internal CA: the root allows no intermediate (path length 0)")
 	case i.NotAfter.After(r.NotAfter):
