@@ -26,6 +26,7 @@ var layers = [][]string{
 	{"config", "proxy/exchange"},
 	{"proxy/dialect"},
 	{"proxy/upstream", "tlsmgr/store", "tlsmgr/dns", "tlsmgr/ca"},
+	{"tlsmgr/vault"},
 	{"proxy", "tlsmgr"},
 	{"admin"},
 	{"cmd/edge"},
