@@ -1,140 +1,192 @@
 package config
 
 import (
-	"maps"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 )
 
-// Let's Encrypt's directories.
+// The directories that have a name in routes.yaml.
 const (
 	letsEncrypt        = "https://acme-v02.api.letsencrypt.org/directory"
 	letsEncryptStaging = "https://acme-staging-v02.api.letsencrypt.org/directory"
+	googleTrust        = "https://dv.acme-v02.api.pki.goog/directory"
+	zeroSSL            = "https://acme.zerossl.com/v2/DV90"
 )
 
-const defaultCloudflareToken = "env:CLOUDFLARE_API_TOKEN" //nolint:gosec // G101: the name of a variable, not its value
+// defaultLifetime is how long certificates of a CA of edge's own are valid.
+const defaultLifetime = 7 * day
 
-// acme reads the short form of one issuer and one provider.
+func newIssuer(name string, pos Pos) *Issuer {
+	return &Issuer{Name: name, Directory: letsEncrypt, Challenge: DNS01, Pos: pos}
+}
+
+// acme reads the short form of one issuer and at most one provider.
 func (b *builder) acme(v value) {
-	issuer := &Issuer{Name: "acme", Directory: letsEncrypt, Pos: v.pos()}
+	issuer := newIssuer("acme", v.pos())
 	kind := ""
 	present := v.object(fields{
 		"email":     as(&issuer.Email, email),
-		"dns":       as(&kind, choice([]string{"cloudflare", "route53"}, "googleclouddns", "azure", "exec")),
+		"dns":       as(&kind, choice([]string{"cloudflare", "route53", "googleclouddns", "azure"})),
+		"challenge": as(&issuer.Challenge, choice([]Challenge{HTTP01, TLSALPN01, DNSPersist01})),
 		"directory": as(&issuer.Directory, directory),
 		"profile":   as(&issuer.Profile, word),
 	})
-	v.need(present, "email", "dns")
+	v.need(present, "email")
+	issuer.staging()
 	b.cfg.Issuers[issuer.Name] = issuer
 	b.define("issuer", issuer.Name)
+	challenge, other := present["challenge"]
+	switch {
+	case other && present.any("dns"):
+		challenge.refuseKey(exclusive("dns", "challenge", "dns: is challenge dns-01 with that provider"))
+	case !other && !b.cfg.ServeOnly:
+		v.need(present, "dns")
+	}
+	b.needBinding(v, issuer)
 	if kind == "" {
 		return
 	}
 	provider := &Provider{Name: kind, Pos: present["dns"].pos()}
-	if kind == "cloudflare" {
+	switch kind {
+	case "cloudflare":
 		provider.Cloudflare = &Cloudflare{Token: Secret{defaultCloudflareToken}}
-	} else {
+	case "route53":
 		provider.Route53 = &Route53{}
+	case "googleclouddns":
+		provider.GoogleCloudDNS = &GoogleCloudDNS{}
+	default:
+		provider.Azure = &AzureDNS{}
 	}
 	b.cfg.Providers[kind] = provider
 	issuer.Providers = []string{kind}
 }
 
-func (b *builder) providers(v value) {
-	v.named("provider", func(name string, v value) {
-		p := &Provider{Name: name, Pos: v.pos()}
-		b.cfg.Providers[name] = p
-		present := v.object(fields{
-			"rfc2136":    b.rfc2136(p),
-			"route53":    route53(p),
-			"cloudflare": b.cloudflare(p),
-		}, "googleclouddns", "azure", "exec")
-		v.oneOf(present, []string{"cloudflare", "route53", "rfc2136"}, "googleclouddns", "azure", "exec")
-	})
-}
-
-func (b *builder) rfc2136(p *Provider) take {
-	return func(v value) {
-		p.RFC2136 = &RFC2136{KeyAlgorithm: "hmac-sha256"}
-		v.need(v.object(fields{
-			"server":   as(&p.RFC2136.Server, serverAddress),
-			"key_name": as(&p.RFC2136.KeyName, keyName),
-			"key_algorithm": as(&p.RFC2136.KeyAlgorithm,
-				choice([]string{"hmac-sha224", "hmac-sha256", "hmac-sha384", "hmac-sha512"})),
-			"key":   as(&p.RFC2136.Key, b.secret),
-			"zones": list(&p.Zones, zone),
-		}), "server", "key_name", "key")
-	}
-}
-
-// keyName is a domain name by its syntax only (RFC 8945 section 4.2).
-func keyName(text string) (string, *refusal) {
-	text = strings.TrimSuffix(text, ".")
-	if !validName(text) {
-		return "", badName(text)
-	}
-	return strings.ToLower(text) + ".", nil
-}
-
-func route53(p *Provider) take {
-	return func(v value) {
-		p.Route53 = &Route53{}
-		v.object(fields{
-			"region":         as(&p.Route53.Region, word),
-			"hosted_zone_id": as(&p.Route53.HostedZoneID, word),
-			"zones":          list(&p.Zones, zone),
-		})
-	}
-}
-
-func (b *builder) cloudflare(p *Provider) take {
-	return func(v value) {
-		p.Cloudflare = &Cloudflare{Token: Secret{defaultCloudflareToken}}
-		v.object(fields{
-			"token": as(&p.Cloudflare.Token, b.secret),
-			"zones": list(&p.Zones, zone),
-		})
-	}
-}
-
 func (b *builder) issuers(v value) {
 	v.named("issuer", func(name string, v value) {
-		issuer := &Issuer{Name: name, Directory: letsEncrypt, Pos: v.pos()}
+		issuer := newIssuer(name, v.pos())
 		b.cfg.Issuers[name] = issuer
-		dns01 := true
 		present := v.object(fields{
-			"acme": func(v value) {
-				v.object(fields{
-					"directory": as(&issuer.Directory, directory),
-					"email":     as(&issuer.Email, email),
-					"profile":   as(&issuer.Profile, word),
-					"ca":        as(&issuer.CA, b.path),
-				}, "eab")
-			},
-			"challenge": func(v value) { dns01 = issuer.challenge(v) },
-		}, "internal")
-		v.oneOf(present, []string{"acme"}, "internal")
-		if _, ok := present["acme"]; ok && dns01 && len(issuer.Providers) == 0 {
+			"acme":      func(v value) { b.acmeIssuer(issuer, v) },
+			"internal":  hold,
+			"challenge": hold,
+		})
+		v.oneOf(present, []string{"acme", "internal"})
+		internal, own := present["internal"]
+		challenge, proves := present["challenge"]
+		switch {
+		case own:
+			*issuer = Issuer{Name: name, Internal: internalCA(internal), Pos: issuer.Pos}
+			if proves {
+				challenge.refuseKey(exclusive("internal", "challenge", "a CA of edge's own asks for no proof"))
+			}
+			return
+		case proves:
+			issuer.challenge(challenge)
+		}
+		if name == InternalIssuer {
+			v.refuseKey(nameTaken(name, "edge's own CA"))
+		}
+		if present.any("acme") && issuer.Challenge == DNS01 && len(issuer.Providers) == 0 && !b.cfg.ServeOnly {
 			v.refuse(noProvider())
 		}
 	})
 }
 
-// challenge reports whether the type is dns-01, the default.
-func (i *Issuer) challenge(v value) bool {
-	kind := ""
+func (b *builder) acmeIssuer(i *Issuer, v value) {
+	v.object(fields{
+		"directory":        as(&i.Directory, directory),
+		"staging":          as(&i.Staging, directory),
+		"email":            as(&i.Email, email),
+		"profile":          as(&i.Profile, word),
+		"ca":               as(&i.CA, b.path),
+		"preferred_chains": list(&i.Chains, commonName),
+		"limits":           i.Quotas.read,
+		"eab": func(v value) {
+			i.EAB = &EAB{}
+			v.need(v.object(fields{
+				"key_id": as(&i.EAB.KeyID, b.secret),
+				"hmac":   as(&i.EAB.HMAC, b.secret),
+			}), "key_id", "hmac")
+		},
+	})
+	i.staging()
+	b.needBinding(v, i)
+}
+
+// staging fills in the test directory of the CAs that take the same account
+// there. Google's wants credentials of its own.
+func (i *Issuer) staging() {
+	if i.Staging == "" && (i.Directory == letsEncrypt || i.Directory == letsEncryptStaging) {
+		i.Staging = letsEncryptStaging
+	}
+}
+
+// needBinding refuses an account without credentials at a CA that is known to
+// want them. A replica that orders nothing has no account.
+func (b *builder) needBinding(v value, i *Issuer) {
+	if i.EAB != nil || b.cfg.ServeOnly {
+		return
+	}
+	switch {
+	case directoryBelow(i.Directory, "pki.goog"):
+		v.refuse(noBinding("Google", "https://cloud.google.com/certificate-manager/docs/public-ca-tutorial"))
+	case directoryBelow(i.Directory, "zerossl.com"):
+		v.refuse(noBinding("ZeroSSL", "https://app.zerossl.com/developer"))
+	}
+}
+
+// read takes what edge allows itself; what is not named is the CA's preset.
+func (q *Quotas) read(v value) {
+	if v.node.Kind == yaml.ScalarNode && v.node.Value == "off" {
+		none := Quota{Off: true}
+		*q = Quotas{none, none, none, none}
+		return
+	}
+	v.object(fields{
+		"orders":     as(&q.Orders, quota),
+		"per_domain": as(&q.Domain, quota),
+		"duplicates": as(&q.Duplicates, quota),
+		"failed":     as(&q.Failed, quota),
+	})
+}
+
+func internalCA(v value) *Internal {
+	ca := &Internal{Lifetime: defaultLifetime}
+	v.object(fields{"lifetime": as(&ca.Lifetime, duration(time.Hour, 90*day))})
+	return ca
+}
+
+// challenge reads how names are proven. After a type that is none, Challenge is
+// empty, so that nothing else is said about it.
+func (i *Issuer) challenge(v value) {
 	present := v.object(fields{
-		"type":          as(&kind, choice([]string{"dns-01"}, "http-01", "tls-alpn-01", "dns-persist-01")),
+		"type":          hold,
 		"providers":     refs("provider", &i.Providers),
 		"resolvers":     list(&i.Resolvers, serverAddress),
 		"authoritative": i.Authoritative.read,
 	})
-	_, typed := present["type"]
-	return kind != "" || !typed
+	if kind, ok := present["type"]; ok {
+		i.Challenge = ""
+		as(&i.Challenge, choice([]Challenge{DNS01, DNSPersist01, HTTP01, TLSALPN01}))(kind)
+	}
+	useless := []string{"authoritative", "providers", "resolvers"}
+	switch i.Challenge {
+	case DNS01, "":
+		return
+	case DNSPersist01:
+		useless = []string{"providers"}
+	case HTTP01, TLSALPN01:
+	}
+	for _, key := range useless {
+		if extra, ok := present[key]; ok {
+			extra.refuseKey(notForChallenge(key, string(i.Challenge)))
+		}
+	}
 }
 
 func (a *Authoritative) read(v value) {
@@ -154,8 +206,10 @@ func directory(text string) (string, *refusal) {
 		return letsEncrypt, nil
 	case "letsencrypt-staging":
 		return letsEncryptStaging, nil
-	case "google": // wants external account binding
-		return "", notYetValue(text)
+	case "google":
+		return googleTrust, nil
+	case "zerossl":
+		return zeroSSL, nil
 	}
 	u, err := url.Parse(text)
 	switch {
@@ -171,62 +225,21 @@ func loopback(host string) bool {
 	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
-func (b *builder) certificateDefaults(v value) {
-	d := &b.cfg.Bundles
-	v.object(fields{
-		"issuers":   issuerRefs(&d.Issuers),
-		"bundle":    as(&d.Packing, choice([]Packing{ByZone, PerName})),
-		"max_names": as(&d.MaxNames, count(classicNames)),
-		"key_type":  keyType(&d.KeyTypes),
+// Public reports whether the issuer is bound by the Baseline Requirements of
+// the CA/Browser Forum, which forbid names that exist only inside a network
+// (section 7.1.4.2). It knows the CAs that speak ACME; another directory is
+// taken for one of the operator's own.
+func (i *Issuer) Public() bool {
+	return i != nil && directoryBelow(i.Directory,
+		"letsencrypt.org", "pki.goog", "zerossl.com", "buypass.com", "ssl.com", "sectigo.com", "digicert.com")
+}
+
+// directoryBelow reports whether the host of a directory is one of the domains
+// or lies below one.
+func directoryBelow(directory string, domains ...string) bool {
+	u, err := url.Parse(directory)
+	return err == nil && slices.ContainsFunc(domains, func(domain string) bool {
+		host := strings.ToLower(u.Hostname())
+		return host == domain || strings.HasSuffix(host, "."+domain)
 	})
-}
-
-func keyType(into *[]KeyType) take {
-	return func(v value) {
-		if v.node.Kind == yaml.SequenceNode {
-			v.refuseKey(notYet())
-			return
-		}
-		var kind KeyType
-		as(&kind, choice([]KeyType{P256, P384, RSA2048}))(v)
-		*into = []KeyType{kind}
-	}
-}
-
-func (b *builder) certificates(v value) {
-	v.named("certificate", func(name string, v value) {
-		c := &Certificate{Name: name, KeyTypes: b.cfg.Bundles.KeyTypes, Pos: v.pos()}
-		b.cfg.Certificates[name] = c
-		present := v.object(fields{
-			"names":    list(&c.Names, host),
-			"issuers":  issuerRefs(&c.Issuers),
-			"key_type": keyType(&c.KeyTypes),
-			"file": func(v value) {
-				c.File = &CertificateFile{}
-				v.need(v.object(fields{
-					"certificate": as(&c.File.Certificate, b.path),
-					"private_key": as(&c.File.PrivateKey, b.secretFile),
-				}), "certificate", "private_key")
-			},
-		})
-		v.oneOf(present, []string{"names", "file"})
-		for _, key := range slices.Sorted(maps.Keys(present)) {
-			if c.File != nil && (key == "issuers" || key == "key_type") {
-				present[key].refuseKey(exclusive("file", key, "edge does not obtain a certificate that is in a file"))
-			}
-		}
-		if c.File != nil {
-			c.KeyTypes = nil
-		}
-	})
-}
-
-// issuerRefs is a list of issuers that has one: the others are for when it fails.
-func issuerRefs(into *[]string) take {
-	return func(v value) {
-		refs("issuer", into)(v)
-		if len(*into) > 1 {
-			v.refuse(fallbackIssuers())
-		}
-	}
 }

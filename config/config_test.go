@@ -40,7 +40,10 @@ func complete(t *testing.T, cfg *Config) {
 	}
 	law(serving > 0, "no TLS listener")
 	for name, i := range cfg.Issuers {
-		law(i.Name == name && i.Directory != "" && len(i.Providers) > 0, "issuer %+v", i)
+		law(i.Name == name && (i.Internal != nil) != (i.Directory != ""), "issuer %+v", i)
+		law((i.Challenge == "") == (i.Internal != nil), "issuer %+v", i)
+		law(i.Internal == nil || i.Internal.Lifetime > 0, "issuer %+v", i)
+		law(cfg.ServeOnly || (i.Challenge == DNS01) == (len(i.Providers) > 0), "issuer %+v", i)
 		for _, p := range i.Providers {
 			law(cfg.Providers[p] != nil, "issuer %q: no provider %q", name, p)
 		}
@@ -104,8 +107,8 @@ func TestShortestFileMeansTheDefaults(t *testing.T) {
 	})
 	equal(t, "storage", cfg.Storage.URL, "file:///var/lib/edge")
 	equal(t, "issuer", cfg.Issuers["acme"], &Issuer{
-		Name: "acme", Directory: letsEncrypt, Email: "ops@example.com",
-		Providers: []string{"cloudflare"}, Pos: Pos{2, 1},
+		Name: "acme", Directory: letsEncrypt, Staging: letsEncryptStaging, Email: "ops@example.com",
+		Challenge: DNS01, Providers: []string{"cloudflare"}, Pos: Pos{2, 1},
 	})
 	equal(t, "token", cfg.Providers["cloudflare"].Cloudflare.Token, Secret{"env:CLOUDFLARE_API_TOKEN"})
 	equal(t, "bundles", cfg.Bundles, Bundles{[]string{"acme"}, ByZone, 25, []KeyType{P256}})
@@ -145,7 +148,7 @@ func TestEveryKeyArrives(t *testing.T) {
 	lab.Pos = Pos{}
 	equal(t, "lab", lab, Issuer{
 		Name: "lab", Directory: "https://127.0.0.1:14000/dir", CA: "testdata/good/lab.pem", Email: "ops@example.com", Profile: "default",
-		Providers: []string{"corp", "aws"}, Resolvers: []string{"127.0.0.1:5353", "[2001:db8::1]:53"},
+		Challenge: DNS01, Providers: []string{"corp", "aws"}, Resolvers: []string{"127.0.0.1:5353", "[2001:db8::1]:53"},
 		Authoritative: Authoritative{Servers: []string{"127.0.0.1:5353"}},
 	})
 	equal(t, "staging", cfg.Issuers["staging"].Directory, letsEncryptStaging)
@@ -218,7 +221,7 @@ func TestNoKeyOfTheTargetIsIgnored(t *testing.T) {
 	refused := problemsOf(t, err)
 	free := map[string]bool{ // names that nothing refers to
 		"listeners.http": true, "providers.corp": true, "certificates.bundle": true, "certificates.corp": true,
-		"policies.mtls": true, "policies.office": true,
+		"policies.mtls": true, "policies.office": true, "issuers.no_credentials": true, "issuers.lab": true,
 	}
 	tried := 0
 	for path, pos := range keysOf(t, data) {

@@ -391,4 +391,12 @@ func (d *decoder) path(text string) (string, *refusal) {
 	return filepath.Join(filepath.Dir(d.file), text), nil
 }
 
+// existing is path for what must be named.
+func (d *decoder) existing(text string) (string, *refusal) {
+	if text == "" {
+		return "", noFile()
+	}
+	return d.path(text)
+}
+
 func anything(text string) (string, *refusal) { return text, nil }

@@ -179,6 +179,14 @@ func badName(name string) *refusal {
 	return &refusal{fmt.Sprintf("%q cannot be a name", name), "1 to 64 letters, digits, dots, dashes or underscores; it starts with a letter or digit"}
 }
 
+func badQuota(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not a number of events in a time", value), "like 300/3h, 50/7d or 5/h; off is no limit"}
+}
+
+func badCommonName(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q cannot be the common name of a CA", value), "like ISRG Root X1, as the certificate has it"}
+}
+
 func inlineSecret() *refusal {
 	return &refusal{"a secret cannot be written here", `refer to it: "env:NAME", "file:/path" or "credential:NAME"`}
 }
@@ -223,7 +231,7 @@ func badEndpoint() *refusal {
 }
 
 func badDirectory() *refusal {
-	return &refusal{"not an ACME directory", "letsencrypt, letsencrypt-staging or an https:// URL without user; http:// only on a loopback address"}
+	return &refusal{"not an ACME directory", "letsencrypt, letsencrypt-staging, google, zerossl or an https:// URL without user; http:// only on a loopback address"}
 }
 
 func badEmail(value string) *refusal {
@@ -299,8 +307,13 @@ func chooseIssuer(issuers []string) *refusal {
 	return &refusal{"which issuer is it?", "set certificate_defaults: {issuers: [NAME]}; issuers: " + several(issuers)}
 }
 
-func fallbackIssuers() *refusal {
-	return &refusal{"more than one issuer is not supported yet", "this version of edge would only ask the first; name one"}
+func notForChallenge(key, kind string) *refusal {
+	return &refusal{fmt.Sprintf("%q means nothing to challenge %s", key, kind), "edge writes no DNS record for it; remove it, or set type: dns-01"}
+}
+
+func noBinding(ca, page string) *refusal {
+	return &refusal{fmt.Sprintf("%s wants the account bound to one of its own, and \"eab\" is missing", ca),
+		"under issuers:, acme: {eab: {key_id: SECRET, hmac: SECRET}}; get both at " + page}
 }
 
 func noIssuer(host string) *refusal {
@@ -339,6 +352,19 @@ func weakerThanListener(policy, listener string) *refusal {
 
 func conflictingPolicies(a, b string) *refusal {
 	return &refusal{fmt.Sprintf("policies %q and %q demand different TLS", a, b), "list one of them"}
+}
+
+func conflictingCAs(host, other string) *refusal {
+	return &refusal{fmt.Sprintf("%q and route %q, which takes what is left of it, demand certificates of different client CAs", host, other),
+		"a connection shows one certificate; use one CA, or a listener of its own"}
+}
+
+func emptyPolicy() *refusal {
+	return &refusal{"the policy demands nothing", "add tls: {min_version: \"1.3\"} or client_certificates: {ca: FILE}"}
+}
+
+func noFile() *refusal {
+	return &refusal{"the name of a file is empty", "write a path; a relative one starts at the folder of routes.yaml"}
 }
 
 func setInDefaults(section, key string) *refusal {

@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+
+	"edge/hostname"
 )
 
 // policyUse is one name in the policies of a route.
@@ -19,9 +21,12 @@ func (b *builder) readPolicies(v value) {
 			"tls": func(v value) {
 				v.need(v.object(fields{"min_version": tlsVersion(&t.MinVersion)}), "min_version")
 			},
-		}, "api_keys", "jwt", "client_certificates", "rate_limits", "allow", "response_headers", "cors")
-		if len(present) == 0 {
-			v.need(present, "tls")
+			"client_certificates": func(v value) {
+				v.need(v.object(fields{"ca": as(&t.ClientCA, b.existing)}), "ca")
+			},
+		}, "api_keys", "jwt", "rate_limits", "allow", "response_headers", "cors")
+		if present != nil && len(present) == 0 {
+			v.refuse(emptyPolicy())
 		}
 		b.policies[name] = t
 	})
@@ -102,22 +107,32 @@ func (b *builder) routeShape(r *Route, v value, present keys) {
 	}
 }
 
-// usePolicies applies the policies of a route. Their names may be wrong.
+// usePolicies applies the policies of a route, which add up. Their names may be
+// wrong.
 func (b *builder) usePolicies(r *Route, v value) {
 	var names []string
 	refs("policy", &names)(v)
-	chosen := ""
+	version, ca := "", "" // the policies that demand them
 	for i, name := range names {
 		t, ok := b.policies[name]
 		if !ok || t == (TLS{}) {
 			continue
 		}
 		path := fmt.Sprintf("%s[%d]", v.path, i)
-		if chosen != "" && r.TLS != t {
-			b.refuse(path, conflictingPolicies(chosen, name))
+		switch {
+		case version != "" && t.MinVersion != 0 && r.TLS.MinVersion != t.MinVersion:
+			b.refuse(path, conflictingPolicies(version, name))
+			continue
+		case ca != "" && t.ClientCA != "" && r.TLS.ClientCA != t.ClientCA:
+			b.refuse(path, conflictingPolicies(ca, name))
 			continue
 		}
-		chosen, r.TLS = name, t
+		if t.MinVersion != 0 {
+			version, r.TLS.MinVersion = name, t.MinVersion
+		}
+		if t.ClientCA != "" {
+			ca, r.TLS.ClientCA = name, t.ClientCA
+		}
 		b.used = append(b.used, policyUse{r, name, path})
 	}
 }
@@ -151,12 +166,8 @@ type binding struct {
 func (b *builder) checkShadows() {
 	first := map[binding]*Route{}
 	for i, r := range b.cfg.Routes {
-		hosts := r.Hosts
-		if hosts == nil {
-			hosts = []string{"any host"}
-		}
 		told := false
-		for j, host := range hosts {
+		for j, host := range r.patterns() {
 			for _, listener := range r.Listeners {
 				key := binding{listener, host, r.Path, r.Exact}
 				earlier, taken := first[key]
@@ -176,17 +187,17 @@ func (b *builder) checkShadows() {
 // checkTLS demands that all routes of a host on a listener agree, because the
 // handshake knows the host only, and that no policy is weaker than a listener.
 func (b *builder) checkTLS() {
-	type site struct{ listener, host string }
 	first := map[site]*Route{}
 	for i, r := range b.cfg.Routes {
 		told := false
-		for j, host := range r.Hosts {
+		for j, host := range r.patterns() {
 			for _, listener := range r.Listeners {
-				earlier, taken := first[site{listener, host}]
+				at := site{listener, host}
+				earlier, taken := first[at]
 				switch {
 				case host == "": // refused
 				case !taken:
-					first[site{listener, host}] = r
+					first[at] = r
 				case earlier.TLS != r.TLS && !told:
 					told = true
 					b.refuse(b.hostPath(i, j), conflictingTLS(host, earlier.Name))
@@ -194,13 +205,77 @@ func (b *builder) checkTLS() {
 			}
 		}
 	}
+	b.checkClientCAs(first)
 	for _, use := range b.used {
+		demanded := b.policies[use.policy].MinVersion
 		for _, name := range use.route.Listeners {
-			if l := b.cfg.Listeners[name]; l != nil && !l.Redirect && b.policies[use.policy].MinVersion < l.TLS.MinVersion {
+			if l := b.cfg.Listeners[name]; l != nil && !l.Redirect && demanded != 0 && demanded < l.TLS.MinVersion {
 				b.refuse(use.path, weakerThanListener(use.policy, name))
 			}
 		}
 	}
+}
+
+// site is a host pattern on a listener.
+type site struct{ listener, host string }
+
+// anyHost stands for the routes without a host.
+const anyHost = "any host"
+
+// patterns are the hosts of a route, or anyHost.
+func (r *Route) patterns() []string {
+	if r.Hosts == nil { // an empty list is refused
+		return []string{anyHost}
+	}
+	return r.Hosts
+}
+
+// checkClientCAs demands one CA of all routes that a connection can reach: the
+// paths that a host's routes do not take fall to those of its wildcard and of
+// any host, and a certificate of one CA opens no door of another.
+func (b *builder) checkClientCAs(first map[site]*Route) {
+	whole := map[site]bool{} // nothing falls through
+	for _, r := range b.cfg.Routes {
+		for _, host := range r.patterns() {
+			for _, listener := range r.Listeners {
+				at := site{listener, host}
+				whole[at] = whole[at] || r.Path == "/" && !r.Exact
+			}
+		}
+	}
+	for i, r := range b.cfg.Routes {
+		for j, host := range r.patterns() {
+			if other := r.otherCA(host, first, whole); other != nil {
+				b.refuse(b.hostPath(i, j), conflictingCAs(host, other.Name))
+				break
+			}
+		}
+	}
+}
+
+// otherCA returns a route that takes what r leaves of host and demands another
+// client CA than r.
+func (r *Route) otherCA(host string, first map[site]*Route, whole map[site]bool) *Route {
+	if r.TLS.ClientCA == "" || host == anyHost {
+		return nil
+	}
+	for _, listener := range r.Listeners {
+		at := site{listener, host}
+		for _, wider := range []string{hostname.Wildcard(host), anyHost} {
+			if wider == host {
+				continue
+			}
+			if whole[at] {
+				break
+			}
+			at = site{listener, wider}
+			other := first[at]
+			if other != nil && other.TLS.ClientCA != "" && other.TLS.ClientCA != r.TLS.ClientCA {
+				return other
+			}
+		}
+	}
+	return nil
 }
 
 // hostPath is the path of a host of a route, in either form.

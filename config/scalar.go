@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"edge/hostname"
 )
@@ -137,6 +138,38 @@ func count(most int) func(string) (int, *refusal) {
 		}
 		return n, nil
 	}
+}
+
+// maxQuota bounds the count of a quota; no CA allows as many.
+const maxQuota = 1_000_000
+
+// quota parses a number of events in a time, as in 300/3h. A bare unit is one
+// of it: 5/h.
+func quota(text string) (Quota, *refusal) {
+	if text == "off" {
+		return Quota{Off: true}, nil
+	}
+	number, per, ok := strings.Cut(text, "/")
+	if per == "s" || per == "m" || per == "h" || per == "d" {
+		per = "1" + per
+	}
+	n, err := strconv.ParseUint(number, 10, 32)
+	if !ok || err != nil || n == 0 || n > maxQuota {
+		return Quota{}, badQuota(text)
+	}
+	window, r := duration(time.Second, forever)(per)
+	if r != nil {
+		return Quota{}, badQuota(text)
+	}
+	return Quota{Count: int(n), Per: window}, nil
+}
+
+// commonName is the name of a CA in its certificate, which X.520 bounds.
+func commonName(text string) (string, *refusal) {
+	if text == "" || len(text) > 64 || strings.ContainsFunc(text, unicode.IsControl) {
+		return "", badCommonName(text)
+	}
+	return text, nil
 }
 
 // boolean takes true and false only, none of YAML 1.1's yes, on and y.

@@ -71,12 +71,12 @@ func (d *decoder) config(root *yaml.Node) *Config {
 	}{
 		{"listeners", b.listeners},
 		{"storage", b.storage},
+		{"certificates_role", b.role},
 		{"acme", b.acme},
 		{"providers", b.providers},
 		{"issuers", b.issuers},
 		{"certificate_defaults", b.certificateDefaults},
 		{"certificates", b.certificates},
-		{"certificates_role", as(new(string), choice([]string{"issue"}, "serve"))},
 		{"defaults", b.defaults},
 		{"pools", b.pools},
 		{"policies", b.readPolicies},
@@ -155,7 +155,18 @@ func (b *builder) storage(v value) {
 		as(&s.URL, storageURL)(v)
 		return
 	}
-	v.need(v.object(fields{"url": as(&s.URL, storageURL)}, "encrypt"), "url")
+	v.need(v.object(fields{
+		"url": as(&s.URL, storageURL),
+		"encrypt": func(v value) {
+			v.need(v.object(fields{"keys": list(&s.Keys, b.secret)}), "keys")
+		},
+	}), "url")
+}
+
+func (b *builder) role(v value) {
+	role := ""
+	as(&role, choice([]string{"issue", "serve"}))(v)
+	b.cfg.ServeOnly = role == "serve"
 }
 
 func (b *builder) defaults(v value) {
