@@ -1,14 +1,16 @@
-// Package hostname holds the rules for DNS host names: their canonical form,
-// what a wildcard covers, and which registrable domain a name belongs to. It is
-// the only place in edge that compares host names.
+// Package hostname holds the rules for hosts, which are DNS names and IP
+// addresses: their canonical form, what a wildcard covers, and which registrable
+// domain a name belongs to. It is the only place in edge that compares them.
 //
 //	name, err := hostname.Parse("*.Bücher.example.") // "*.xn--bcher-kva.example"
 //	hostname.Covers("*.example.com", "api.example.com") // true
 //	hostname.Covers("*.example.com", "example.com")     // false: never the apex
 //	hostname.Covers("*.example.com", "a.b.example.com") // false: one label
 //
-// Every function takes and returns names in canonical form unless it says
-// otherwise: ASCII (IDNA), lower case, without the final dot.
+// Every function takes and returns hosts in canonical form unless it says
+// otherwise: a name in ASCII (IDNA), lower case, without the final dot; an
+// address as net/netip writes it (RFC 5952), without brackets and zone. No
+// wildcard covers an address, and it has neither parent nor wildcard.
 package hostname
 
 import (
@@ -29,8 +31,9 @@ const (
 
 // Parse returns the canonical form of s as a person writes it: any case, in
 // Unicode or ASCII, with or without a final dot, with or without a leading
-// "*." wildcard label (RFC 6125 section 6.4.3). IP addresses, ports and names
-// that DNS cannot hold are refused.
+// "*." wildcard label (RFC 6125 section 6.4.3). IP addresses (see ParseIP),
+// ports and names that DNS cannot hold are refused, and so is what ends in a
+// number: browsers take it for an address (WHATWG URL section 3.5).
 func Parse(s string) (string, error) {
 	name, wildcard := strings.CutPrefix(strings.TrimSuffix(s, "."), "*.")
 	switch {
@@ -42,6 +45,9 @@ func Parse(s string) (string, error) {
 		return "", fmt.Errorf("host name %q: want a name without scheme, port or path", s)
 	}
 	if _, err := netip.ParseAddr(name); err == nil {
+		if wildcard {
+			return "", fmt.Errorf("host name %q: an IP address has no wildcard", s)
+		}
 		return "", fmt.Errorf("host name %q is an IP address", s)
 	}
 	if i := strings.IndexFunc(name, foreign); i >= 0 {
@@ -75,6 +81,48 @@ func foreign(r rune) bool {
 	return !unicode.In(r, unicode.L, unicode.M, unicode.Nd) && !strings.ContainsRune(contextual+dots+joiners, r)
 }
 
+// ParseIP returns the canonical form of an IP address as a person or a URL
+// writes it: IPv6 with or without brackets. An IPv4 address in IPv6 clothes
+// (RFC 4291 section 2.5.5.2) is the IPv4 address. It is false for names, for
+// addresses with a zone, and for those that no host has: unspecified ones and
+// multicast.
+func ParseIP(s string) (string, bool) {
+	inner, open := strings.CutPrefix(s, "[")
+	inner, closed := strings.CutSuffix(inner, "]")
+	addr, err := netip.ParseAddr(inner)
+	if err != nil || open != closed || open && addr.Is4() || addr.Zone() != "" {
+		return "", false
+	}
+	addr = addr.Unmap()
+	if addr.IsUnspecified() || addr.IsMulticast() {
+		return "", false
+	}
+	return addr.String(), true
+}
+
+// IsIP reports whether host is an IP address. It does not allocate.
+func IsIP(host string) bool {
+	if strings.IndexByte(host, ':') >= 0 { // no name has one
+		return true
+	}
+	if !endsInNumber(host) {
+		return false
+	}
+	_, err := netip.ParseAddr(host)
+	return err == nil
+}
+
+// endsInNumber reports whether the last label has digits only.
+func endsInNumber(name string) bool {
+	last := name[strings.LastIndexByte(name, '.')+1:]
+	for i := range len(last) {
+		if last[i] < '0' || last[i] > '9' {
+			return false
+		}
+	}
+	return last != ""
+}
+
 // check applies the length rules of RFC 1035 that IDNA leaves to DNS.
 func check(ascii string) error {
 	if len(ascii) > maxName {
@@ -85,12 +133,15 @@ func check(ascii string) error {
 			return fmt.Errorf("a label has 1 to %d characters", maxLabel)
 		}
 	}
+	if endsInNumber(ascii) {
+		return fmt.Errorf("it ends in a number, as only IP addresses do")
+	}
 	return nil
 }
 
 // FromHost returns the canonical host of a Host field, an :authority or a TLS
-// server name: without the port and the final dot, in lower case. IP literals
-// stay as they are, IPv6 without brackets. It is false when host cannot be a
+// server name: without the port and the final dot, in lower case; of an IPv6
+// literal the address without brackets. It is false when host cannot be a
 // host at all. It does not allocate when host is canonical already, and it does
 // not do IDNA: what clients send is ASCII (RFC 9110 section 7.2, RFC 6066).
 func FromHost(host string) (string, bool) {
@@ -99,8 +150,7 @@ func FromHost(host string) (string, bool) {
 		if end < 0 || !validPort(host[end+1:]) {
 			return "", false
 		}
-		addr, err := netip.ParseAddr(host[1:end])
-		return host[1:end], err == nil && addr.Is6() && addr.Zone() == ""
+		return fromLiteral(host[1:end])
 	}
 	if colon := strings.IndexByte(host, ':'); colon >= 0 {
 		if !validPort(host[colon:]) {
@@ -109,6 +159,20 @@ func FromHost(host string) (string, bool) {
 		host = host[:colon]
 	}
 	return lower(strings.TrimSuffix(host, "."))
+}
+
+// fromLiteral returns the canonical form of what stands in brackets.
+func fromLiteral(text string) (string, bool) {
+	addr, err := netip.ParseAddr(text)
+	if err != nil || !addr.Is6() || addr.Zone() != "" {
+		return "", false
+	}
+	var buffer [len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")]byte
+	canonical := addr.Unmap().AppendTo(buffer[:0])
+	if string(canonical) == text {
+		return text, true
+	}
+	return string(canonical), true
 }
 
 // lower checks the characters and labels of an ASCII name and lower-cases it.
@@ -157,14 +221,18 @@ func validPort(s string) bool {
 // IsWildcard reports whether name starts with a wildcard label.
 func IsWildcard(name string) bool { return strings.HasPrefix(name, "*.") }
 
-// Parent returns name without its first label: "b.c" for "a.b.c", "" for "c".
+// Parent returns name without its first label: "b.c" for "a.b.c", "" for "c"
+// and for an IP address.
 func Parent(name string) string {
+	if IsIP(name) {
+		return ""
+	}
 	_, parent, _ := strings.Cut(name, ".")
 	return parent
 }
 
 // Wildcard returns the only wildcard that can cover name: "*.b.c" for "a.b.c"
-// and for "*.b.c" itself, "" for a name of one label.
+// and for "*.b.c" itself, "" for a name of one label and for an IP address.
 func Wildcard(name string) string {
 	parent := Parent(name)
 	if parent == "" {
@@ -175,7 +243,7 @@ func Wildcard(name string) string {
 
 // Covers reports whether a certificate or route for pattern is one for name:
 // they are equal, or pattern is the wildcard of name's parent. A wildcard
-// covers exactly one label and never the apex.
+// covers exactly one label, never the apex and never an IP address.
 func Covers(pattern, name string) bool {
 	if pattern == name {
 		return true
@@ -185,8 +253,11 @@ func Covers(pattern, name string) bool {
 
 // Zone returns the registrable domain of name (the public suffix and one
 // label, https://publicsuffix.org), which is what CAs count limits by. A name
-// that is a public suffix itself is its own zone.
+// that is a public suffix itself is its own zone, and so is an IP address.
 func Zone(name string) string {
+	if IsIP(name) {
+		return name
+	}
 	name = strings.TrimPrefix(name, "*.")
 	zone, err := publicsuffix.EffectiveTLDPlusOne(name)
 	if err != nil {

@@ -43,6 +43,7 @@ func TestParseRefusesWhatIsNoHostName(t *testing.T) {
 		"", ".", "*.", "*", "a.*.b", "**.b", "f*.b", "10.0.0.1", "::1", "a:443", "https://a", "a/b", "a b", "a..b", ".a",
 		strings.Repeat("a", 64) + ".com", strings.Repeat("a.", 127) + "com", "u@a",
 		"_dmarc.example.com", "a_b.example", "“a.example.com”", "a.example.com’", "☃.example", "a\u00a0b", "a\u200b.example", "a,b", "a\x00", "a\xff",
+		"*.10.0.0.1", "*.0.0.1", "1.2.3", "host.8", "1", "[::1]",
 	} {
 		if got, err := hostname.Parse(in); err == nil {
 			t.Errorf("Parse(%q) = %q, want an error", in, got)
@@ -65,6 +66,7 @@ func TestFromHostStripsPortCaseAndFinalDot(t *testing.T) {
 	for in, want := range map[string]string{
 		"example.com": "example.com", "Example.COM:8443": "example.com", "example.com.": "example.com", "example.com.:443": "example.com",
 		"example.com:": "example.com", "10.0.0.1:80": "10.0.0.1", "[::1]:443": "::1", "[2001:db8::1]": "2001:db8::1", "a_b.example.com": "a_b.example.com",
+		"[2001:DB8:0:0::0001]:8443": "2001:db8::1", "[::ffff:10.0.0.1]": "10.0.0.1", "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]": "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff",
 	} {
 		if got, ok := hostname.FromHost(in); !ok || got != want {
 			t.Errorf("FromHost(%q) = %q, %v; want %q", in, got, ok, want)
@@ -81,7 +83,52 @@ func TestFromHostStripsPortCaseAndFinalDot(t *testing.T) {
 }
 
 func TestFromHostDoesNotAllocateOnCanonicalNames(t *testing.T) {
-	if n := testing.AllocsPerRun(100, func() { hostname.FromHost("llm.example.com:443") }); n != 0 {
+	for _, host := range []string{"llm.example.com:443", "10.0.0.1:443", "[2001:db8::1]:443"} {
+		if n := testing.AllocsPerRun(100, func() { hostname.FromHost(host) }); n != 0 {
+			t.Errorf("%s: %v allocations, want 0", host, n)
+		}
+	}
+}
+
+func TestParseIPGivesTheCanonicalForm(t *testing.T) {
+	for in, want := range map[string]string{
+		"10.0.0.1": "10.0.0.1", "::1": "::1", "[::1]": "::1", "2001:DB8:0:0:0:0:0:1": "2001:db8::1", "::ffff:10.0.0.1": "10.0.0.1", "[::ffff:a00:1]": "10.0.0.1",
+	} {
+		got, ok := hostname.ParseIP(in)
+		if !ok || got != want {
+			t.Errorf("ParseIP(%q) = %q, %v; want %q", in, got, ok, want)
+		}
+		if !hostname.IsIP(got) {
+			t.Errorf("IsIP(%q) = false", got)
+		}
+	}
+	for _, in := range []string{
+		"", "example.com", "10.0.0", "010.0.0.1", "10.0.0.1:80", "[10.0.0.1]", "[::1", "::1]", "[[::1]]", "fe80::1%eth0", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "10.0.0.0/8", "*.10.0.0.1",
+	} {
+		if got, ok := hostname.ParseIP(in); ok {
+			t.Errorf("ParseIP(%q) = %q, want none", in, got)
+		}
+	}
+}
+
+func TestAnAddressIsItsOwnZoneAndNothingElseCoversIt(t *testing.T) {
+	for _, ip := range []string{"10.0.0.1", "2001:db8::1"} {
+		if got := hostname.Zone(ip); got != ip {
+			t.Errorf("Zone(%q) = %q", ip, got)
+		}
+		if p, w := hostname.Parent(ip), hostname.Wildcard(ip); p != "" || w != "" {
+			t.Errorf("%q has the parent %q and the wildcard %q", ip, p, w)
+		}
+		if !hostname.Covers(ip, ip) || hostname.Covers("*.0.0.1", ip) {
+			t.Errorf("Covers is not equality for %q", ip)
+		}
+	}
+	for _, name := range []string{"", "example.com", "gpu1", "gpu.1", "1.2.3.4.5", "*.example.com"} {
+		if hostname.IsIP(name) {
+			t.Errorf("IsIP(%q) = true", name)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { hostname.IsIP("10.0.0.1"); hostname.Parent("gpu-7.example.com") }); n != 0 {
 		t.Errorf("%v allocations, want 0", n)
 	}
 }
@@ -140,8 +187,16 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		name, err := hostname.Parse(s)
+		if ip, ok := hostname.ParseIP(s); ok {
+			if again, ok := hostname.ParseIP(ip); !ok || again != ip || err == nil || !hostname.IsIP(ip) {
+				t.Errorf("ParseIP(%q) = %q, but of that %q; as a name %q, %v", s, ip, again, name, err)
+			}
+		}
 		if err != nil {
 			return
+		}
+		if hostname.IsIP(name) {
+			t.Errorf("Parse(%q) = %q, an IP address", s, name)
 		}
 		if again, err := hostname.Parse(name); err != nil || again != name {
 			t.Errorf("Parse(%q) = %q, but Parse of that = %q, %v", s, name, again, err)
