@@ -1,0 +1,100 @@
+package acme
+
+import (
+	"context"
+	"crypto"
+
+	"edge/config"
+
+	"github.com/mholt/acmez/v3/acme"
+)
+
+// Account is an account at a CA and the key that speaks for it.
+type Account struct {
+	URL     string
+	Key     crypto.Signer
+	Contact []string // URLs, mailto:…
+}
+
+func (a *Account) acmez() acme.Account {
+	return acme.Account{Location: a.URL, PrivateKey: a.Key, Contact: a.Contact}
+}
+
+// Register makes an account for key, or a fresh P-256 key when it is nil, agrees
+// to the CA's terms and binds the account to the one that the issuer's eab names
+// (RFC 8555 sections 7.3 and 7.3.4). For a key that the CA knows already it is
+// the account of that key (section 7.3.1): whoever stores the key first may call
+// it again.
+func (c *CA) Register(ctx context.Context, key crypto.Signer) (*Account, error) {
+	if key == nil {
+		fresh, err := NewKey(config.P256)
+		if err != nil {
+			return nil, err
+		}
+		key = fresh
+	}
+	a := acme.Account{TermsOfServiceAgreed: true, PrivateKey: key}
+	if c.config.Email != "" {
+		a.Contact = []string{"mailto:" + c.config.Email}
+	}
+	err := c.do(ctx, request{op: "register an account"}, func(ctx context.Context, s *session) (err error) {
+		switch {
+		case c.eab != nil:
+			if err := a.SetExternalAccountBinding(ctx, s.client, *c.eab); err != nil {
+				return err
+			}
+		case s.meta().EABRequired:
+			// A key that was bound before needs no binding (section 7.3.1).
+			if a, err = s.client.GetAccount(ctx, a); err != nil {
+				if p, ok := problemOf(err); ok && p.Type == acme.ProblemTypeAccountDoesNotExist {
+					return acme.Problem{Type: acme.ProblemTypeExternalAccountRequired, Detail: "the directory says so"}
+				}
+			}
+			return err
+		}
+		a, err = s.client.NewAccount(ctx, a)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.account(a)
+}
+
+// account is what the CA calls an account.
+func (c *CA) account(a acme.Account) (*Account, error) {
+	if a.Location == "" {
+		return nil, &Error{Kind: ServerError, text: "register an account: the CA gives it no URL (report it to the CA)"}
+	}
+	return &Account{URL: a.Location, Key: a.PrivateKey, Contact: a.Contact}, nil
+}
+
+// Rollover replaces the key of account a by next, or a fresh P-256 key when it is
+// nil (RFC 8555 section 7.3.5), and returns the account with it; a is not
+// changed. The old key is refused from then on. It may be repeated with the same
+// next, so whoever stores next first can lose neither key.
+func (c *CA) Rollover(ctx context.Context, a *Account, next crypto.Signer) (*Account, error) {
+	if next == nil {
+		fresh, err := NewKey(config.P256)
+		if err != nil {
+			return nil, err
+		}
+		next = fresh
+	}
+	err := c.do(ctx, request{op: "change the key of the account"}, func(ctx context.Context, s *session) error {
+		_, err := s.client.AccountKeyRollover(ctx, a.acmez(), next)
+		if _, refused := problemOf(err); !refused {
+			return err
+		}
+		// Perhaps it was changed by an attempt that did not hear of it.
+		known, lookup := s.client.GetAccount(ctx, acme.Account{PrivateKey: next})
+		if lookup == nil && known.Location == a.URL {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Account{URL: a.URL, Key: next, Contact: a.Contact}, nil
+}
