@@ -40,9 +40,14 @@ func newClient() *client {
 
 // queryTXT asks one server up to queryTries times.
 func (c *client) queryTXT(ctx context.Context, server, name string, recurse bool) (*miekg.Msg, error) {
+	return c.query(ctx, server, name, miekg.TypeTXT, recurse)
+}
+
+// query is queryTXT for any type.
+func (c *client) query(ctx context.Context, server, name string, qtype uint16, recurse bool) (*miekg.Msg, error) {
 	var last error
 	for n := range queryTries {
-		answer, err := c.try(ctx, n, server, name, miekg.TypeTXT, recurse)
+		answer, err := c.try(ctx, n, server, name, qtype, recurse)
 		if err == nil {
 			return answer, nil
 		}
@@ -113,9 +118,15 @@ func (c *client) once(ctx context.Context, network, server, name string, qtype u
 // server in time, and remembers for a second (RFC 9520, section 3.2). The error
 // is an errNoResolver that names each of them.
 func (s *Solver) ask(ctx context.Context, name string, qtype uint16) (*miekg.Msg, error) {
+	answer, _, err := s.askBy(ctx, name, qtype)
+	return answer, err
+}
+
+// askBy is ask and tells which resolver answered.
+func (s *Solver) askBy(ctx context.Context, name string, qtype uint16) (answer *miekg.Msg, by string, err error) {
 	servers, err := s.recursive()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -135,7 +146,7 @@ func (s *Solver) ask(ctx context.Context, name string, qtype uint16) (*miekg.Msg
 			case err != nil:
 				said[i] = server + ": " + reason(err)
 			case answer.Rcode == miekg.RcodeSuccess || answer.Rcode == miekg.RcodeNameError:
-				return answer, nil
+				return answer, server, nil
 			default:
 				said[i] = server + ": " + rcode(answer.Rcode)
 				useless[i] = answer.Rcode != miekg.RcodeServerFailure
@@ -143,9 +154,9 @@ func (s *Solver) ask(ctx context.Context, name string, qtype uint16) (*miekg.Msg
 		}
 	}
 	if errors.Is(caller.Err(), context.Canceled) {
-		return nil, context.Cause(caller)
+		return nil, "", context.Cause(caller)
 	}
-	return nil, fmt.Errorf("look up %s %s: %w: %s", bare(name), miekg.TypeToString[qtype], errNoResolver, strings.Join(said, ", "))
+	return nil, "", fmt.Errorf("look up %s %s: %w: %s", bare(name), miekg.TypeToString[qtype], errNoResolver, strings.Join(said, ", "))
 }
 
 // recursive returns the resolvers to use, as host:port.

@@ -94,24 +94,9 @@ func (s *Solver) waitZone(ctx context.Context, zone string, wanted want, advice 
 // resolvers count as one server with several addresses. Discovery is repeated
 // until the deadline: it may fail because a resolver is restarting.
 func (s *Solver) witnesses(ctx context.Context, zone string) ([]nameServer, error) {
-	if len(s.authoritative.Servers) > 0 {
-		var out []nameServer
-		for _, a := range s.authoritative.Servers {
-			out = append(out, nameServer{addresses: []string{a}})
-		}
-		return out, nil
-	}
 	var last error
 	for {
-		var servers []nameServer
-		var err error
-		if s.authoritative.Off {
-			var resolvers []string
-			resolvers, err = s.recursive()
-			servers = []nameServer{{addresses: resolvers}}
-		} else {
-			servers, err = s.nameServers(ctx, zone)
-		}
+		servers, err := s.discover(ctx, zone)
 		if err == nil {
 			return servers, nil
 		}
@@ -122,6 +107,22 @@ func (s *Solver) witnesses(ctx context.Context, zone string) ([]nameServer, erro
 			return nil, last
 		}
 	}
+}
+
+// discover finds the witnesses of zone, once.
+func (s *Solver) discover(ctx context.Context, zone string) ([]nameServer, error) {
+	switch {
+	case len(s.authoritative.Servers) > 0:
+		var out []nameServer
+		for _, a := range s.authoritative.Servers {
+			out = append(out, nameServer{addresses: []string{a}})
+		}
+		return out, nil
+	case s.authoritative.Off:
+		resolvers, err := s.recursive()
+		return []nameServer{{addresses: resolvers}}, err
+	}
+	return s.nameServers(ctx, zone)
 }
 
 // over reports whether ctx has ended. A read that times out with the context's

@@ -254,16 +254,10 @@ func (s *Solver) nameServers(ctx context.Context, zone string) ([]nameServer, er
 	if err != nil {
 		return nil, err
 	}
-	var names []string
-	for _, rr := range answer.Answer {
-		if ns, ok := rr.(*miekg.NS); ok && sameName(ns.Hdr.Name, zone) && len(names) < maxServers {
-			names = append(names, miekg.CanonicalName(ns.Ns))
-		}
-	}
+	names := hosts(answer.Answer, zone)
 	if len(names) == 0 {
 		return nil, fmt.Errorf("zone %s has no NS records (%s)", bare(zone), rcode(answer.Rcode))
 	}
-	slices.Sort(names)
 	servers := make([]nameServer, len(names))
 	errs := make([]error, len(names))
 	var eg errgroup.Group
@@ -285,6 +279,18 @@ func (s *Solver) nameServers(ctx context.Context, zone string) ([]nameServer, er
 		left -= len(servers[i].addresses)
 	}
 	return servers, nil
+}
+
+// hosts lists the name servers that the records give zone, sorted.
+func hosts(records []miekg.RR, zone string) []string {
+	var names []string
+	for _, rr := range records {
+		if ns, ok := rr.(*miekg.NS); ok && sameName(ns.Hdr.Name, zone) && len(names) < maxServers {
+			names = append(names, miekg.CanonicalName(ns.Ns))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 func (s *Solver) addresses(ctx context.Context, host string) ([]string, error) {
@@ -337,6 +343,13 @@ func (c *zoneCache) get(name string) (string, bool) {
 		return "", false
 	}
 	return e.zone, true
+}
+
+// drop forgets the zone of a name.
+func (c *zoneCache) drop(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.entries, name)
 }
 
 func (c *zoneCache) put(name, zone string) {
