@@ -21,9 +21,13 @@ const (
 func (b *builder) check() {
 	b.checkListeners()
 	b.checkZones()
+	b.defaultIssuers()
+	b.issueLocally()
 	b.checkCertificates()
 	b.checkRoutes()
 	b.checkCover()
+	b.checkProofs()
+	b.checkPorts()
 }
 
 // inFileOrder sorts names by where section.name stands.
@@ -63,9 +67,6 @@ func (b *builder) checkZones() {
 // issuer would refuse.
 func (b *builder) checkCertificates() {
 	defaults := &b.cfg.Bundles
-	if len(defaults.Issuers) == 0 && len(b.cfg.Issuers) == 1 {
-		defaults.Issuers = slices.Collect(maps.Keys(b.cfg.Issuers))
-	}
 	if _, set := b.at["certificate_defaults.max_names"]; set {
 		b.checkLimit("certificate_defaults.max_names", defaults.MaxNames, defaults.Issuers)
 	}
@@ -78,6 +79,9 @@ func (b *builder) checkCertificates() {
 		}
 		if len(c.Issuers) == 0 {
 			c.Issuers = defaults.Issuers
+			if c.allLocal() {
+				c.Issuers = b.cfg.IssuersFor(c.Names[0])
+			}
 		}
 		if len(c.Issuers) == 0 && len(c.Names) > 0 {
 			b.refuse(path, b.whoIssues(c.Names[0]))
@@ -91,7 +95,7 @@ func (b *builder) checkCertificates() {
 
 // whoIssues says why it is unknown who issues a certificate for host.
 func (b *builder) whoIssues(host string) *refusal {
-	if len(b.cfg.Issuers) == 0 {
+	if len(b.acmeIssuers()) == 0 {
 		return noIssuer(host)
 	}
 	return chooseIssuer(slices.Sorted(maps.Keys(b.cfg.Issuers)))
@@ -134,6 +138,13 @@ func (b *builder) checkNames(c *Certificate, path string, owner map[string]strin
 			b.refuse(at, nameInTwoCertificates(name, other))
 		case wildcard != name && slices.Contains(c.Names, wildcard):
 			b.refuse(at, coveredByWildcard(name, wildcard))
+		case IsLocal(name):
+			for _, issuer := range c.Issuers {
+				if b.cfg.Issuers[issuer].Public() {
+					b.refuse(at, localName(name, issuer))
+					break
+				}
+			}
 		}
 		owner[name] = c.Name
 	}
@@ -142,26 +153,48 @@ func (b *builder) checkNames(c *Certificate, path string, owner map[string]strin
 // checkCover demands a source of certificates for every route host. A file may
 // hold any name; what it really holds is seen when it is loaded.
 func (b *builder) checkCover() {
-	if len(b.cfg.Bundles.Issuers) > 0 {
+	if b.filesMayCover() && len(b.acmeIssuers()) == 0 {
 		return
 	}
+	for _, h := range b.uncertified() {
+		if len(b.cfg.IssuersFor(h.name)) == 0 {
+			b.refuse(h.path, b.whoIssues(h.name))
+			return // one remedy serves all
+		}
+	}
+}
+
+// filesMayCover reports whether there are certificates whose names are in files.
+func (b *builder) filesMayCover() bool {
+	for _, c := range b.cfg.Certificates {
+		if c.File != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// routeHost is a host of a route and its place.
+type routeHost struct{ name, path string }
+
+// uncertified are the hosts of routes that no written certificate names, in
+// file order.
+func (b *builder) uncertified() []routeHost {
 	names := map[string]bool{}
 	for _, c := range b.cfg.Certificates {
-		if c.File != nil && len(b.cfg.Issuers) == 0 {
-			return
-		}
 		for _, name := range c.Names {
 			names[name] = true
 		}
 	}
+	var open []routeHost
 	for i, r := range b.cfg.Routes {
 		for j, host := range r.Hosts {
 			if host != "" && !names[host] && !names[hostname.Wildcard(host)] {
-				b.refuse(b.hostPath(i, j), b.whoIssues(host))
-				return // one remedy serves all
+				open = append(open, routeHost{host, b.hostPath(i, j)})
 			}
 		}
 	}
+	return open
 }
 
 // Hosts returns the hosts of all routes, sorted, each once.

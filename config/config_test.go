@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"edge/hostname"
-
 	"go.yaml.in/yaml/v4"
 )
 
@@ -77,8 +75,9 @@ func complete(t *testing.T, cfg *Config) {
 			law(cfg.Listeners[l] != nil && !cfg.Listeners[l].Redirect, "route %q: listener %q", r.Name, l)
 		}
 		for _, h := range r.Hosts {
-			canonical, err := hostname.Parse(h)
+			canonical, err := host(h)
 			law(err == nil && canonical == h, "route %q: host %q", r.Name, h)
+			law(len(cfg.IssuersFor(h)) > 0 || len(cfg.Certificates) > 0, "route %q: nobody issues for %q", r.Name, h)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -193,7 +194,10 @@ func inlineSecret() *refusal {
 
 func badHost(value string, cause error) *refusal {
 	r := &refusal{message: "not a name to serve: " + cause.Error()}
+	_, notIP := netip.ParseAddr(value)
 	switch {
+	case notIP == nil:
+		r.hint = "but none of a host: no zone, not unspecified, no multicast"
 	case value == "*":
 		r.hint = "a route without host matches any host"
 	case strings.ContainsAny(value, ", "):
@@ -320,6 +324,21 @@ func noIssuer(host string) *refusal {
 	return &refusal{fmt.Sprintf("no certificate covers %q", host), `let edge obtain it, with acme: {email: you@example.com, dns: cloudflare}, or name a file under certificates:`}
 }
 
+func localName(name, issuer string) *refusal {
+	return &refusal{fmt.Sprintf("%q exists only inside a network, and issuer %q is a public CA", name, issuer),
+		"name an issuer of your own, like lab: {internal: {}}; a local host of a route needs no entry here"}
+}
+
+func addressByDNS(name, issuer, challenge string) *refusal {
+	return &refusal{fmt.Sprintf("issuer %q proves names by %s, and %q is an IP address", issuer, challenge, name),
+		"RFC 8738 wants http-01 or tls-alpn-01; list it under certificates: with an issuer that has such a challenge"}
+}
+
+func wildcardByHost(name, issuer, challenge string) *refusal {
+	return &refusal{fmt.Sprintf("issuer %q proves names by %s, and %q is a wildcard", issuer, challenge, name),
+		"CAs want dns-01 or dns-persist-01; list it under certificates: with an issuer that has such a challenge"}
+}
+
 func nameInTwoCertificates(name, other string) *refusal {
 	return &refusal{fmt.Sprintf("%q is in certificate %q already", name, other), "one name has one certificate"}
 }
@@ -383,6 +402,11 @@ func cutsStreams() *refusal {
 
 func sameEndpointTwice(url string) *refusal {
 	return &refusal{fmt.Sprintf("endpoint %q is in this pool twice", url), "weight: 2 says the same"}
+}
+
+func needsPort(challenge string, port int, listener string) *refusal {
+	return &refusal{fmt.Sprintf("no listener answers %s on port %d, where CAs ask", challenge, port),
+		"ignore this when a load balancer maps the port; else add " + listener}
 }
 
 // several lists the first of many names.

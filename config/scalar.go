@@ -234,8 +234,11 @@ func (d *decoder) secretFile(text string) (Secret, *refusal) {
 	return d.secret(text)
 }
 
-// host is a name to route or to certify.
+// host is a name or an IP address to route or to certify.
 func host(text string) (string, *refusal) {
+	if ip, ok := hostname.ParseIP(text); ok {
+		return ip, nil
+	}
 	name, err := hostname.Parse(text)
 	if err != nil {
 		return "", badHost(text, err)
