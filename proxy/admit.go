@@ -89,9 +89,13 @@ func validRequestID(id string) bool {
 // is nothing to end: framing is not in doubt there.
 func closeAfter(e *exchange.Exchange) {
 	if !strings.HasPrefix(e.Conn.Protocol, "HTTP/2") {
-		e.Reply.Set("Connection", "close")
+		leave(e)
 	}
 }
+
+// leave has a connection end with the response; on HTTP/2 it takes no more
+// requests, and what is under way goes on.
+func leave(e *exchange.Exchange) { e.Reply.Set("Connection", "close") }
 
 // validHost refuses a request with two opinions on its host. Host may stand
 // beside :authority, and only equal values are harmless (RFC 9113 section

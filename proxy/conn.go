@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"edge/config"
 	"edge/hostname"
 	"edge/proxy/exchange"
 )
@@ -19,6 +20,7 @@ type connKey struct{}
 // is known only after the handshake, so the first request fills it in.
 type connection struct {
 	conn    exchange.Conn
+	client  *client // nil without TLS
 	once    sync.Once
 	arrived func() // called at the first request
 }
@@ -26,7 +28,7 @@ type connection struct {
 // withConn returns a context for the requests of c, a connection to the listener
 // name.
 func withConn(ctx context.Context, c net.Conn, name string, arrived func()) context.Context {
-	return context.WithValue(ctx, connKey{}, &connection{arrived: arrived, conn: exchange.Conn{
+	return context.WithValue(ctx, connKey{}, &connection{arrived: arrived, client: clientOf(c), conn: exchange.Conn{
 		Peer:     addrPort(c.RemoteAddr()),
 		Local:    addrPort(c.LocalAddr()),
 		Listener: name,
@@ -47,6 +49,8 @@ func connOf(r *http.Request) *exchange.Conn {
 		}
 		c.conn.TLS = true
 		c.conn.TLSState = r.TLS
+		c.conn.Policy = c.client.policy()
+		c.conn.ClientCertificate = exchange.VerifiedLeaf(r.TLS)
 		c.conn.ServerName = r.TLS.ServerName
 		if name, ok := hostname.FromHost(r.TLS.ServerName); ok {
 			c.conn.ServerName = name
@@ -112,20 +116,47 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-// passes is the 421 rule: whether a request for host may use a connection that
-// was opened for serverName. It may when that is the same name, or when the two
-// share certificate and TLS policy (Options.Same) and both are served on this
+// passes is the 421 rule: whether a request for host may use the connection it
+// came on. It may when the listener's TLS policy for host is the one that the
+// connection was accepted under, and host is the connection's server name or
+// shares a certificate with it (Options.Admits), and both are served on this
 // listener. Otherwise a client could reach host without having met what host
-// demands of a handshake, by coalescing on HTTP/2 or by resumption.
+// demands of a handshake: by coalescing on HTTP/2, by resumption, or over a
+// connection that is older than the demand.
 //
 // A client without SNI got the default certificate; serverName is "" then, and
-// Options.Same knows what that certificate covers.
-func (s *Server) passes(t *site, serverName, host string) bool {
-	if serverName == host {
-		return true
-	}
-	if s.options.Same == nil || !s.options.Same(serverName, host) {
+// Options.Admits knows what that certificate covers.
+func (s *Server) passes(t *site, c *exchange.Conn, host string) bool {
+	if !s.admits(c, host) {
 		return false
 	}
-	return serverName == "" || t.routed(serverName)
+	return c.ServerName == host || c.ServerName == "" || t.routed(c.ServerName)
+}
+
+func (s *Server) admits(c *exchange.Conn, host string) bool {
+	if s.options.Admits == nil {
+		return c.ServerName == host
+	}
+	return s.options.Admits(c.Listener, c.Policy, c.ServerName, host)
+}
+
+// stale reports whether the connection is good for nothing any more: not for
+// the name that it was made for, or its client's certificate has expired
+// meanwhile.
+func (s *Server) stale(c *exchange.Conn, now time.Time) bool {
+	return expired(c, now) || c.ServerName != "" && !s.admits(c, c.ServerName)
+}
+
+func expired(c *exchange.Conn, now time.Time) bool {
+	return c.ClientCertificate != nil && now.After(c.ClientCertificate.NotAfter)
+}
+
+// meets reports whether the connection has what a route demands, whatever its
+// host's policy is: between the two halves of a reload, certificates and
+// routes, a host may have the policy of the one and the routes of the other.
+func meets(c *exchange.Conn, demand config.TLS) bool {
+	if demand.ClientCA != "" && c.ClientCertificate == nil {
+		return false
+	}
+	return c.TLSState == nil || c.TLSState.Version >= demand.MinVersion
 }

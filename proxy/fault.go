@@ -127,7 +127,10 @@ func fail(e *exchange.Exchange, reason Reason, cause error) {
 	if status == http.StatusMethodNotAllowed {
 		e.Reply.Set("Allow", allowed)
 	}
-	if closing || closes(reason) {
+	switch {
+	case closing:
+		leave(e)
+	case closes(reason):
 		closeAfter(e)
 	}
 	e.Status = reply.Status

@@ -185,6 +185,7 @@ func (s *Server) newFront(st settings, addr net.Addr) *front {
 		ConnState: func(c net.Conn, state http.ConnState) {
 			if state == http.StateClosed {
 				f.newcomers.remove(c)
+				s.closed(c, st.name)
 			}
 		},
 		DisableGeneralOptionsHandler: true,
@@ -195,7 +196,7 @@ func (s *Server) newFront(st settings, addr net.Addr) *front {
 	if st.redirect {
 		f.server.Handler = s.redirector
 	} else {
-		ln = tls.NewListener(f.conns, s.tlsConfig(st))
+		ln = tls.NewListener(clients{f.conns}, s.tlsConfig(st))
 	}
 	if st.http2 {
 		f.server.HTTP2 = &http.HTTP2Config{

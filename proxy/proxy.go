@@ -2,7 +2,7 @@
 // request takes, passes it through the route's layers to a pool, and streams
 // the reply back with a flush at every read.
 //
-//	s := proxy.New(proxy.Options{TLS: manager.TLSConfig, Same: manager.Same})
+//	s := proxy.New(proxy.Options{TLS: manager.TLSConfig, Admits: manager.Admits})
 //	change, err := s.Prepare(ctx, cfg) // binds and builds; changes nothing in force
 //	if err != nil {
 //		return err // the last good configuration goes on
@@ -60,6 +60,7 @@ type Server struct {
 	idle     chan struct{} // told when active falls to 0 while stopping
 	stopping chan struct{} // closed by Shutdown
 	tunnels  tunnels
+	refusals refusals
 	running  sync.WaitGroup // accept loops, and fronts that are being retired
 
 	mu       sync.Mutex
@@ -82,10 +83,14 @@ type Options struct {
 	// neither, the listener's protocols are offered.
 	TLS func(listener string) *tls.Config
 
-	// Same reports whether one current certificate covers both names and their
-	// TLS policies are identical. serverName is "" for a client that sent none.
-	// nil: a connection is for its server name only.
-	Same func(serverName, host string) bool
+	// Admits reports whether a connection to a listener may carry a request for
+	// host: host falls under the TLS policy that the connection was accepted
+	// under, and host is serverName or one current certificate covers both.
+	// policy is what SetPolicy was told of the connection, by whoever made the
+	// configuration of its handshake (tls.ClientHelloInfo.Conn has that method);
+	// "" when it was not. serverName is "" for a client that sent none. It is
+	// asked for each request. nil: a connection is for its server name only.
+	Admits func(listener, policy, serverName, host string) bool
 
 	// HTTP01 wraps the handler of redirect listeners. nil wraps nothing.
 	HTTP01 func(next http.Handler) http.Handler
@@ -139,6 +144,7 @@ func (s *Server) dispatch(e *exchange.Exchange) {
 // decide cleans the request and finds its route, or the reason to refuse it.
 func (s *Server) decide(t *site, e *exchange.Exchange) (*route, Reason) {
 	if t == nil { // the listener was renamed or removed under an old connection
+		leave(e)
 		return nil, Misdirected
 	}
 	host, reason := admit(e, t.listener)
@@ -148,7 +154,10 @@ func (s *Server) decide(t *site, e *exchange.Exchange) (*route, Reason) {
 	if !t.routed(host) {
 		return nil, NoRoute
 	}
-	if !s.passes(t, e.Conn.ServerName, host) {
+	if expired(e.Conn, e.Start) || !s.passes(t, e.Conn, host) {
+		if s.stale(e.Conn, e.Start) {
+			leave(e) // or a client that does not open another one on a 421 gets nothing else
+		}
 		return nil, Misdirected
 	}
 	r := t.match(host, e.Path)
@@ -158,8 +167,11 @@ func (s *Server) decide(t *site, e *exchange.Exchange) (*route, Reason) {
 			return nil, BadRequest
 		}
 	}
-	if r == nil {
+	switch {
+	case r == nil:
 		return nil, NoRoute
+	case !meets(e.Conn, r.config.TLS):
+		return nil, Misdirected
 	}
 	return r, ""
 }

@@ -118,8 +118,8 @@ func TestHostMustBeTheConnections(t *testing.T) {
 	cfg := settings(map[string][]string{"p": {m.URL}},
 		&config.Route{Hosts: []string{"a.example.com", "b.example.com", "other.example.org"}})
 	e := start(t, cfg, func(o *proxy.Options) {
-		o.Same = func(serverName, host string) bool {
-			return strings.HasSuffix(serverName, ".example.com") && strings.HasSuffix(host, ".example.com") || serverName == "" && host == "b.example.com"
+		o.Admits = func(_, _, serverName, host string) bool {
+			return serverName == host || strings.HasSuffix(serverName, ".example.com") && strings.HasSuffix(host, ".example.com") || serverName == "" && host == "b.example.com"
 		}
 	})
 	for _, c := range []struct {
@@ -226,7 +226,7 @@ func TestPanicIs500AndLogged(t *testing.T) {
 	m := modelserver.New(t, modelserver.Options{})
 	e := start(t, settings(map[string][]string{"p": {m.URL}}, &config.Route{Hosts: []string{"a.example.com", "b.example.com"}}),
 		func(o *proxy.Options) {
-			o.Same = func(string, string) bool { panic("on purpose") }
+			o.Admits = func(_, _, _, _ string) bool { panic("on purpose") }
 			o.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		})
 	c := e.client(t, "h2")

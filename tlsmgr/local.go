@@ -150,7 +150,7 @@ func (m *Manager) watchState(ctx context.Context, st *state) {
 	}
 }
 
-// fileDirs are the directories that hold the files of cfg's file certificates.
+// fileDirs are the directories that hold cfg's file certificates and client CAs.
 func fileDirs(cfg *config.Config) []string {
 	var dirs []string
 	for _, c := range cfg.Certificates {
@@ -162,6 +162,7 @@ func fileDirs(cfg *config.Config) []string {
 			dirs = append(dirs, filepath.Dir(path))
 		}
 	}
+	dirs = append(dirs, clientCADirs(cfg)...)
 	slices.Sort(dirs)
 	return slices.Compact(dirs)
 }
@@ -218,7 +219,7 @@ func (m *Manager) reloadFiles(ctx context.Context, st *state, bad map[string]com
 				slog.String("certificate", id), slog.Any("error", err))
 		}
 	}
-	return again
+	return m.reloadClientCAs(ctx, st, bad) || again
 }
 
 // swapFile serves c unless it is what is served already or st is not in force any more.

@@ -39,15 +39,15 @@ type Manager struct {
 	jobs     map[string]*job         // by Bundle.ID
 }
 
-// state is one configuration, ready to serve. It is immutable.
+// state is one configuration, ready to serve. It is immutable but for sides.
 type state struct {
-	cfg       *config.Config
-	plan      *Planned
-	bundles   map[string]*Bundle // of the plan, by ID
-	issuers   map[string]*issuer
-	listeners map[string]*listener
-	wanted    []string      // names that certificates are kept for
-	replaced  chan struct{} // closed when another state is in force
+	cfg      *config.Config
+	plan     *Planned
+	bundles  map[string]*Bundle // of the plan, by ID
+	issuers  map[string]*issuer
+	sides    atomic.Pointer[sides] // made anew when a client CA file changes
+	wanted   []string              // names that certificates are kept for
+	replaced chan struct{}         // closed when another state is in force
 }
 
 // New makes a Manager that serves nothing yet.
@@ -99,7 +99,7 @@ func (m *Manager) Prepare(ctx context.Context, cfg *config.Config) (*Change, err
 	plan := Explain(cfg, names)
 	st := &state{
 		cfg: cfg, plan: plan, bundles: map[string]*Bundle{}, issuers: map[string]*issuer{},
-		listeners: m.newListeners(cfg), wanted: wantedNames(plan, names), replaced: make(chan struct{}),
+		wanted: wantedNames(plan, names), replaced: make(chan struct{}),
 	}
 	for n := range plan.Bundles {
 		b := &plan.Bundles[n]
@@ -109,7 +109,10 @@ func (m *Manager) Prepare(ctx context.Context, cfg *config.Config) (*Change, err
 			problems = append(problems, err)
 		}
 	}
-	change := &Change{m: m, next: st, files: files, warnings: plan.Problems}
+	sides, warnings, err := m.prepareSides(cfg)
+	problems = append(problems, err)
+	st.sides.Store(sides)
+	change := &Change{m: m, next: st, files: files, warnings: append(warnings, plan.Problems...)}
 	if len(plan.Bundles) > 0 {
 		problems = append(problems, change.openStore(ctx, cfg))
 	}

@@ -285,7 +285,7 @@ func TestReloadsAndHandshakesDoNotDisturbEachOther(t *testing.T) {
 					t.Errorf("handshake %d with %s: %v", n, name, err)
 					return
 				}
-				m.Same("old.a.test", name)
+				m.Admits("https", "https min=0303", "old.a.test", name)
 				m.Status()
 			}
 		})

@@ -2,8 +2,11 @@ package tlsmgr
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"maps"
+	"net"
+	"net/netip"
 	"slices"
 
 	"edge/config"
@@ -14,11 +17,12 @@ import (
 // demands may share a connection; it is comparable for that.
 type demand struct {
 	minVersion uint16
+	clientCA   string // digest of the CAs whose client certificates are accepted; "" demands none
 }
 
 // A policy is a demand on one listener, ready for handshakes.
 type policy struct {
-	demand
+	mark   string      // of listener and demand: what connections and tickets are told by
 	config *tls.Config // immutable, shared by all handshakes
 }
 
@@ -29,6 +33,23 @@ type listener struct {
 	exact    map[string]*policy // by host
 	below    map[string]*policy // policies of *.parent, by parent
 	any      *policy            // of every other name
+}
+
+// sides are the TLS sides of all listeners of a configuration, and the client
+// CAs that they were made with. They are immutable: a CA file that changes
+// makes new ones.
+type sides struct {
+	listeners map[string]*listener
+	cas       map[string]*clientCA // by path
+}
+
+// listener is the TLS side of a listener in force, nil when there is none.
+func (m *Manager) listener(name string) *listener {
+	s := m.state.Load().sides.Load()
+	if s == nil { // before the first Commit
+		return nil
+	}
+	return s.listeners[name]
 }
 
 // policyOf finds the policy of name, which is canonical or "".
@@ -42,49 +63,85 @@ func (l *listener) policyOf(name string) *policy {
 	return l.any
 }
 
-// newListeners builds the TLS side of cfg's listeners.
-func (m *Manager) newListeners(cfg *config.Config) map[string]*listener {
-	out := map[string]*listener{}
+// newSides builds the TLS sides of cfg's listeners. The error joins what routes
+// demand that no client can satisfy.
+func (m *Manager) newSides(cfg *config.Config, cas map[string]*clientCA) (*sides, error) {
+	out := &sides{listeners: map[string]*listener{}, cas: cas}
+	var problems []error
 	for _, name := range slices.Sorted(maps.Keys(cfg.Listeners)) {
 		if c := cfg.Listeners[name]; !c.Redirect {
-			out[name] = m.newListener(name, c, cfg.Routes)
+			l, err := m.newListener(name, c, cfg.Routes, cas)
+			if err != nil {
+				err = fmt.Errorf("listener %s: %w", name, err)
+			}
+			out.listeners[name] = l
+			problems = append(problems, err)
 		}
 	}
-	return out
+	return out, errors.Join(problems...)
 }
 
-func (m *Manager) newListener(name string, c *config.Listener, routes []*config.Route) *listener {
+func (m *Manager) newListener(name string, c *config.Listener, routes []*config.Route, cas map[string]*clientCA) (*listener, error) {
 	l := &listener{fallback: c.DefaultCertificate, exact: map[string]*policy{}, below: map[string]*policy{}}
 	made := map[demand]*policy{}
-	get := func(t config.TLS) *policy {
-		d := demand{minVersion: max(t.MinVersion, c.TLS.MinVersion, tls.VersionTLS12)}
+	hosts, err := hostsOf(name, routes, cas)
+	problems := []error{err}
+	get := func(patterns ...string) *policy {
+		a, err := reach(hosts, patterns...)
+		problems = append(problems, err)
+		d := demand{minVersion: max(a.minVersion, c.TLS.MinVersion, tls.VersionTLS12)}
+		if a.ca != nil {
+			d.clientCA = a.ca.digest
+		}
 		if made[d] == nil {
-			made[d] = m.newPolicy(name, d, c)
+			made[d] = m.newPolicy(name, d, a.ca, c)
 		}
 		return made[d]
 	}
-	hosts := hostsOf(name, routes)
-	l.any = get(hosts[""].tls)
-	for h := range hosts {
+	l.any = get("")
+	for _, h := range slices.Sorted(maps.Keys(hosts)) {
 		if hostname.IsWildcard(h) {
-			l.below[hostname.Parent(h)] = get(reach(hosts, h, ""))
+			l.below[hostname.Parent(h)] = get(h, "")
 		} else if h != "" {
-			l.exact[h] = get(reach(hosts, h, hostname.Wildcard(h), ""))
+			l.exact[h] = get(h, hostname.Wildcard(h), "")
 		}
 	}
-	return l
+	return l, errors.Join(problems...)
+}
+
+// An ask is what routes demand together.
+type ask struct {
+	minVersion uint16
+	ca         *clientCA // nil demands no certificate
+}
+
+// errTwoCAs is a demand that no connection can meet: a client shows one
+// certificate, in the handshake, before there is a path.
+var errTwoCAs = errors.New("client certificates of two different CAs are demanded")
+
+// and adds b to what is demanded: the stricter wins, of two CAs neither.
+func (a *ask) and(b ask) error {
+	a.minVersion = max(a.minVersion, b.minVersion)
+	if b.ca == nil {
+		return nil
+	}
+	if a.ca != nil && a.ca.digest != b.ca.digest {
+		return fmt.Errorf("%w, those in %s and in %s", errTwoCAs, a.ca.path, b.ca.path)
+	}
+	a.ca = b.ca
+	return nil
 }
 
 // site is what the routes of one host pattern ask for.
 type site struct {
-	tls   config.TLS
+	ask
 	whole bool // one of them takes every path
 }
 
 // hostsOf collects the routes on a listener by host pattern; "" is any host.
-// Those of one pattern ask alike, or config refuses them.
-func hostsOf(listenerName string, routes []*config.Route) map[string]site {
+func hostsOf(listenerName string, routes []*config.Route, cas map[string]*clientCA) (map[string]site, error) {
 	out := map[string]site{}
+	var problems []error
 	for _, r := range routes {
 		if !slices.Contains(r.Listeners, listenerName) {
 			continue
@@ -95,30 +152,46 @@ func hostsOf(listenerName string, routes []*config.Route) map[string]site {
 		}
 		for _, h := range hosts {
 			s := out[h]
-			s.tls.MinVersion = max(s.tls.MinVersion, r.TLS.MinVersion)
+			if err := s.and(ask{r.TLS.MinVersion, cas[r.TLS.ClientCA]}); err != nil {
+				problems = append(problems, fmt.Errorf("the routes of %s: %w (use one file with the certificates of both)", hostText(h), err))
+			}
 			s.whole = s.whole || r.Path == "/" && !r.Exact
 			out[h] = s
 		}
 	}
-	return out
+	return out, errors.Join(problems...)
+}
+
+func hostText(pattern string) string {
+	if pattern == "" {
+		return "any host"
+	}
+	return pattern
 }
 
 // reach is what a connection for a host has to satisfy. A path that no route of
 // the host takes falls through to the wildcard's routes and to those of any
 // host, so it is what all that can be reached ask for.
-func reach(hosts map[string]site, patterns ...string) config.TLS {
-	var all config.TLS
+func reach(hosts map[string]site, patterns ...string) (ask, error) {
+	var all ask
 	for _, pattern := range patterns {
 		s := hosts[pattern]
-		all.MinVersion = max(all.MinVersion, s.tls.MinVersion)
+		if err := all.and(s.ask); err != nil {
+			return all, fmt.Errorf("paths of %s fall through to %s: %w (use one file with the certificates of both, or give %s a route for every path)",
+				hostText(patterns[0]), hostText(pattern), err, hostText(patterns[0]))
+		}
 		if s.whole {
 			break
 		}
 	}
-	return all
+	return all, nil
 }
 
-func (m *Manager) newPolicy(listenerName string, d demand, c *config.Listener) *policy {
+// newPolicy makes the configuration of handshakes under d. With client
+// certificates crypto/tls sees to what follows: no resumption without one, none
+// past its end, and a chain that has to lead to ca, which ca's digest in the
+// mark makes sure of for tickets, too.
+func (m *Manager) newPolicy(listenerName string, d demand, ca *clientCA, c *config.Listener) *policy {
 	fallback := c.DefaultCertificate
 	t := &tls.Config{
 		MinVersion: d.minVersion,
@@ -127,8 +200,13 @@ func (m *Manager) newPolicy(listenerName string, d demand, c *config.Listener) *
 			return m.index.Load().certificateFor(hello, fallback)
 		},
 	}
-	m.tickets.bind(t, fmt.Sprintf("%s min=%04x", listenerName, d.minVersion))
-	return &policy{demand: d, config: t}
+	mark := fmt.Sprintf("%s min=%04x", listenerName, d.minVersion)
+	if ca != nil {
+		t.ClientAuth, t.ClientCAs = tls.RequireAndVerifyClientCert, ca.pool
+		mark += " ca=" + ca.digest
+	}
+	m.tickets.bind(t, mark)
+	return &policy{mark: mark, config: t}
 }
 
 // alpn are the protocol ids of protocols in the order of preference (RFC 7301).
@@ -146,36 +224,61 @@ func alpn(protocols []config.Protocol) []string {
 // TLSConfig is the configuration of a listener's handshakes. It follows every
 // later Commit, so it is asked for once. Server names that no certificate
 // covers are refused with the alert unrecognized_name; so is everything on a
-// listener that the configuration does not have.
+// listener that the configuration does not have. A connection that implements
+// SetPolicy(string) is told the mark of the policy that it is judged by, which
+// Admits wants to know.
 func (m *Manager) TLSConfig(listenerName string) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"h2", "http/1.1"}, // what a listener may offer; the handshake's own configuration decides
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			return m.configFor(listenerName, hello), nil
+			p := m.policyFor(listenerName, hello)
+			if p == nil {
+				return m.refuse, nil
+			}
+			if c, ok := hello.Conn.(interface{ SetPolicy(mark string) }); ok {
+				c.SetPolicy(p.mark)
+			}
+			return p.config, nil
 		},
 	}
 }
 
-// configFor fixes the policy of a connection. It runs before resumption, so a
-// ticket does not help into a name without a certificate.
-func (m *Manager) configFor(listenerName string, hello *tls.ClientHelloInfo) *tls.Config {
-	x := m.index.Load()
-	l := m.state.Load().listeners[listenerName]
+// policyFor fixes the policy of a connection, nil refuses it. It runs before
+// resumption, so a ticket does not help into a name without a certificate.
+func (m *Manager) policyFor(listenerName string, hello *tls.ClientHelloInfo) *policy {
+	x, l := m.index.Load(), m.listener(listenerName)
 	if l == nil {
-		return m.refuse
+		return nil
 	}
 	if hello.ServerName == "" {
-		if x.byID[l.fallback] == nil {
-			return m.refuse
+		if ip := localName(hello); ip != "" && x.find(ip) != nil {
+			return l.policyOf(ip)
 		}
-		return l.any.config
+		if x.byID[l.fallback] == nil {
+			return nil
+		}
+		return l.any
 	}
 	name, ok := hostname.FromHost(hello.ServerName)
 	if !ok || x.find(name) == nil {
-		return m.refuse
+		return nil
 	}
-	return l.policyOf(name).config
+	return l.policyOf(name)
+}
+
+// localName is the name of a server whose client sent none, as clients do that
+// connect to an IP address (RFC 6066 section 3): the address that they reached,
+// "" when it is not known.
+func localName(hello *tls.ClientHelloInfo) string {
+	if hello.Conn == nil {
+		return ""
+	}
+	tcp, ok := hello.Conn.LocalAddr().(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	return tcp.AddrPort().Addr().Unmap().WithZone("").String()
 }
 
 // newRefusal is a configuration that ends every handshake with
@@ -190,20 +293,25 @@ func newRefusal() *tls.Config {
 	}
 }
 
-// Same reports whether a connection made for serverName may carry requests for
-// host: they are one name, or one current certificate covers both and the TLS
-// policies of both are identical on every listener. serverName "" is a client
-// that sent none and was given the listener's default certificate. Both may be
-// as they came from the client. It is the certificate's half of the 421 rule (RFC 9110
-// section 15.5.20); that both are routed is the other half.
-func (m *Manager) Same(serverName, host string) bool {
+// Admits reports whether a connection may carry a request for host. It is the
+// certificate's half of the 421 rule (RFC 9110 section 15.5.20); that both
+// names are routed is the other half. policy is the mark that the connection
+// was told in its handshake: host has to fall under the same policy of the
+// listener now, so a connection from before a change of configuration or of a
+// CA file is not good any more where that made a difference. And serverName has
+// to be host, or one current certificate covers both. serverName "" is a client
+// that sent none. Both names may be as they came from the client.
+func (m *Manager) Admits(listenerName, policy, serverName, host string) bool {
 	host, ok := hostname.FromHost(host)
 	if !ok {
 		return false
 	}
-	x, st := m.index.Load(), m.state.Load()
+	l := m.listener(listenerName)
+	if l == nil || l.policyOf(host).mark != policy {
+		return false
+	}
 	if serverName == "" {
-		return st.sameByDefault(x, host)
+		return l.ownsNameless(m.index.Load(), host)
 	}
 	if serverName, ok = hostname.FromHost(serverName); !ok {
 		return false
@@ -211,31 +319,17 @@ func (m *Manager) Same(serverName, host string) bool {
 	if serverName == host {
 		return true
 	}
-	e := x.find(serverName)
-	if e == nil || !e.covers(host) {
-		return false
-	}
-	for _, l := range st.listeners {
-		if l.policyOf(serverName).demand != l.policyOf(host).demand {
-			return false
-		}
-	}
-	return true
+	e := m.index.Load().find(serverName)
+	return e != nil && e.covers(host)
 }
 
-// sameByDefault is Same for clients without a server name. It does not know the
-// listener, so every listener that serves such clients has to agree.
-func (st *state) sameByDefault(x *index, host string) bool {
-	served := false
-	for _, l := range st.listeners {
-		c := x.byID[l.fallback]
-		if c == nil {
-			continue
-		}
-		if !c.covers(host) || l.policyOf(host).demand != l.any.demand {
-			return false
-		}
-		served = true
+// ownsNameless reports whether a client without a server name was given a
+// certificate for host: the default one, or that of an address, which it had to
+// reach to be given it.
+func (l *listener) ownsNameless(x *index, host string) bool {
+	if c := x.byID[l.fallback]; c != nil && c.covers(host) {
+		return true
 	}
-	return served
+	ip, err := netip.ParseAddr(host)
+	return err == nil && x.find(ip.Unmap().String()) != nil
 }

@@ -83,15 +83,15 @@ func TestPolicyOfAHostCoversTheRoutesThatItsPathsFallThroughTo(t *testing.T) {
 			route("a.test", "/x", 0), route("", "/y", strict),
 		}
 	})
-	l := m.state.Load().listeners["https"]
+	l := m.listener("https")
 	for name, want := range map[string]uint16{
 		"part.a.test": strict, "whole.a.test": tls.VersionTLS12, "other.a.test": strict, "a.test": strict, "b.test": strict,
 	} {
-		if got := l.policyOf(name).minVersion; got != want {
+		if got := l.policyOf(name).config.MinVersion; got != want {
 			t.Errorf("%s: minimum %s, want %s", name, tls.VersionName(got), tls.VersionName(want))
 		}
 	}
-	if m.Same("whole.a.test", "part.a.test") {
+	if same(m, "whole.a.test", "part.a.test") {
 		t.Error("a connection for the lax host may carry requests that fall through to the strict one")
 	}
 }
@@ -135,13 +135,13 @@ func TestHostileServerNamesAreRefused(t *testing.T) {
 		".", "..", "../old.a.test", "old..a.test", ".old.a.test", "*.a.test", "old.a.test\x00", "old.a.test/", "old.a.test:x", "b\u00fccher.a.test", "[::1]", "::1", "127.0.0.1",
 		strings.Repeat("x", 64) + ".a.test", strings.Repeat("x.", 125) + "a.test", strings.Repeat("x", 70_000),
 	} {
-		if m.configFor("https", &tls.ClientHelloInfo{ServerName: name}) != m.refuse {
+		if m.policyFor("https", &tls.ClientHelloInfo{ServerName: name}) != nil {
 			t.Errorf("%.40q is served", name)
 		}
 	}
-	l := m.state.Load().listeners["https"]
+	l := m.listener("https")
 	for name, want := range map[string]*policy{"OLD.A.TEST": l.any, "NEW.a.test": l.exact["new.a.test"], "xn--bcher-kva.a.test": l.any} {
-		if got := m.configFor("https", &tls.ClientHelloInfo{ServerName: name}); got != want.config {
+		if got := m.policyFor("https", &tls.ClientHelloInfo{ServerName: name}); got != want {
 			t.Errorf("%s falls under another policy", name)
 		}
 	}
@@ -167,8 +167,8 @@ func TestClientWithoutServerNameGetsTheDefaultCertificate(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	for host, want := range map[string]bool{"old.a.test": true, "new.a.test": false, "b.test": false} {
-		if got := m.Same("", host); got != want {
-			t.Errorf("Same(\"\", %q) = %v, want %v", host, got, want)
+		if got := same(m, "", host); got != want {
+			t.Errorf("without a server name, host %q: admitted %v, want %v", host, got, want)
 		}
 	}
 }
@@ -290,7 +290,21 @@ func TestSessionsSurviveAReload(t *testing.T) {
 	}
 }
 
-func TestSameNeedsOneCertificateAndOnePolicy(t *testing.T) {
+// same is Admits for a connection to the listener "https" that was made for
+// server under what is in force.
+func same(m *Manager, server, host string) bool {
+	return m.Admits("https", markOf(m, "https", server), server, host)
+}
+
+// markOf is the mark of a connection made for server now.
+func markOf(m *Manager, listener, server string) string {
+	if p := m.policyFor(listener, &tls.ClientHelloInfo{ServerName: server}); p != nil {
+		return p.mark
+	}
+	return ""
+}
+
+func TestAdmissionNeedsOneCertificateAndOnePolicy(t *testing.T) {
 	m, _ := policyManager(t, func(c *config.Config) {
 		ca := newTestCA(t)
 		c.Certificates["b"] = &config.Certificate{Name: "b", File: ca.files(t, t.TempDir(), "b.test")}
@@ -300,19 +314,27 @@ func TestSameNeedsOneCertificateAndOnePolicy(t *testing.T) {
 		want         bool
 	}{
 		{"old.a.test", "old.a.test", true},
+		{"OLD.a.test.", "old.a.test:443", true},
 		{"old.a.test", "other.a.test", true},
 		{"old.a.test", "unrouted.a.test", true}, // the policy of any host
 		{"old.a.test", "new.a.test", false},
+		{"new.a.test", "new.a.test", true},
 		{"new.a.test", "old.a.test", false},
 		{"old.a.test", "b.test", false},
 		{"old.a.test", "x.y.a.test", false},
+		{"old.a.test", "not a host", false},
 		{"unknown.test", "old.a.test", false},
-		{"unknown.test", "unknown.test", true},
-		{"", "old.a.test", false}, // nobody without a server name is served
+		{"unknown.test", "unknown.test", false}, // no such connection can exist
+		{"", "old.a.test", false},               // nobody without a server name is served
 	} {
-		if got := m.Same(c.server, c.host); got != c.want {
-			t.Errorf("Same(%q, %q) = %v, want %v", c.server, c.host, got, c.want)
+		if got := same(m, c.server, c.host); got != c.want {
+			t.Errorf("server name %q, host %q: admitted %v, want %v", c.server, c.host, got, c.want)
 		}
+	}
+	mark := markOf(m, "https", "old.a.test")
+	if m.Admits("https", mark, "not a host", "old.a.test") || m.Admits("other", mark, "old.a.test", "old.a.test") ||
+		m.Admits("https", "", "old.a.test", "old.a.test") || m.Admits("https", markOf(m, "https", "new.a.test"), "old.a.test", "old.a.test") {
+		t.Error("admitted without a server name, a listener, a mark or the host's mark")
 	}
 }
 
@@ -320,12 +342,15 @@ func TestPolicyOfAHandshakeDoesNotAllocate(t *testing.T) {
 	m, _ := policyManager(t, nil)
 	for _, name := range []string{"old.a.test", "unrouted.a.test", "b.test"} {
 		hello := &tls.ClientHelloInfo{ServerName: name}
-		if n := testing.AllocsPerRun(100, func() { m.configFor("https", hello) }); n != 0 {
+		if n := testing.AllocsPerRun(100, func() { m.policyFor("https", hello) }); n != 0 {
 			t.Errorf("%s: %v allocations, want 0", name, n)
 		}
 	}
-	if n := testing.AllocsPerRun(100, func() { m.Same("old.a.test", "other.a.test") }); n != 0 {
-		t.Errorf("Same: %v allocations, want 0", n)
+	mark := markOf(m, "https", "old.a.test")
+	for _, host := range []string{"old.a.test", "other.a.test", "new.a.test", "b.test"} {
+		if n := testing.AllocsPerRun(100, func() { m.Admits("https", mark, "old.a.test", host) }); n != 0 {
+			t.Errorf("a request for %s: %v allocations, want 0", host, n)
+		}
 	}
 }
 
@@ -351,20 +376,36 @@ func TestTicketOpensOnlyItsListener(t *testing.T) {
 	}
 }
 
-func TestSameAsksEveryListener(t *testing.T) {
+// Every listener judges by what it demands itself.
+func TestListenersDoNotTakeEachOthersConnections(t *testing.T) {
 	m, _ := policyManager(t, func(c *config.Config) {
 		c.Listeners["other"] = &config.Listener{Name: "other"}
 		c.Routes = append(c.Routes, &config.Route{
 			Name: "strict", Hosts: []string{"other.a.test"}, Path: "/", Listeners: []string{"other"}, TLS: config.TLS{MinVersion: tls.VersionTLS13},
 		})
 	})
-	if m.Same("old.a.test", "other.a.test") {
-		t.Error("two hosts are the same although one listener treats them differently")
+	https, other := markOf(m, "https", "old.a.test"), markOf(m, "other", "old.a.test")
+	if !m.Admits("https", https, "old.a.test", "other.a.test") || m.Admits("other", other, "old.a.test", "other.a.test") {
+		t.Error("other.a.test is as strict as on the other listener")
 	}
-	if !m.Same("OLD.a.test.", "old.a.test:443") {
-		t.Error("a name is not the same as itself in other letters")
+	if m.Admits("other", https, "old.a.test", "old.a.test") {
+		t.Error("a connection of one listener passes on another")
 	}
-	if m.Same("old.a.test", "not a host") || m.Same("not a host", "old.a.test") {
-		t.Error("what is no host name is the same as one")
+}
+
+func BenchmarkAdmits(b *testing.B) {
+	ca := newTestCA(b)
+	cfg := &config.Config{
+		Listeners:    map[string]*config.Listener{"https": {Name: "https"}},
+		Certificates: map[string]*config.Certificate{"file": {Name: "file", File: ca.files(b, b.TempDir(), "*.a.test")}},
+	}
+	m := New(Options{})
+	commit(b, m, cfg)
+	mark := markOf(m, "https", "old.a.test")
+	b.ReportAllocs()
+	for b.Loop() {
+		if !m.Admits("https", mark, "old.a.test", "old.a.test") {
+			b.Fatal("not admitted")
+		}
 	}
 }

@@ -57,7 +57,7 @@ func newApp(g *globals, log *logger) *app {
 	a.proxy = proxy.New(proxy.Options{
 		Logger:  a.log,
 		TLS:     a.certs.TLSConfig,
-		Same:    a.certs.Same,
+		Admits:  a.certs.Admits,
 		Observe: a.observe,
 	})
 	return a

@@ -23,6 +23,7 @@ package exchange
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -119,8 +120,21 @@ type Conn struct {
 	Listener    string // name of the listener in the configuration
 	TLS         bool
 	ServerName  string               // SNI; "" without TLS
-	Policy      string               // TLS policy that the connection was accepted under
+	Policy      string               // mark of the TLS policy that the connection was accepted under
 	TLSState    *tls.ConnectionState // nil without TLS
+
+	// ClientCertificate is who the client has proven to be; nil when it has not:
+	// a certificate that was not verified is not here.
+	ClientCertificate *x509.Certificate
+}
+
+// VerifiedLeaf is the client's certificate, nil when it has shown none or none
+// that was verified. s may be nil.
+func VerifiedLeaf(s *tls.ConnectionState) *x509.Certificate {
+	if s == nil || len(s.VerifiedChains) == 0 {
+		return nil
+	}
+	return s.PeerCertificates[0]
 }
 
 // Source is the body of a reply that somebody else produces. Trailer is valid

@@ -112,7 +112,7 @@ func fieldsOf(h http.Header, f Fields) Fields {
 
 // connOf is the Conn of a server that keeps none.
 func connOf(r *http.Request) *Conn {
-	c := &Conn{Protocol: r.Proto, TLS: r.TLS != nil, TLSState: r.TLS}
+	c := &Conn{Protocol: r.Proto, TLS: r.TLS != nil, TLSState: r.TLS, ClientCertificate: VerifiedLeaf(r.TLS)}
 	c.Peer, _ = netip.ParseAddrPort(r.RemoteAddr)
 	if a, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
 		c.Local, _ = netip.ParseAddrPort(a.String())
@@ -196,7 +196,7 @@ func (g *httpEngine) passes(name, value string) bool {
 	case "Content-Length", "Transfer-Encoding", "Keep-Alive", "Proxy-Connection":
 		return false
 	case "Connection":
-		return g.h1 && equalFold(value, "close")
+		return equalFold(value, "close") // on HTTP/2 both servers make a GOAWAY of it
 	case "Upgrade":
 		return g.h1 // RFC 9113 8.2.2
 	}

@@ -1,0 +1,143 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+)
+
+// client is a connection that is about to speak TLS, or does. It learns which
+// policy it is judged by from whoever chooses the configuration of its
+// handshake, where it is the Conn of the tls.ClientHelloInfo.
+type client struct {
+	net.Conn
+	mark string // written by the handshake, before anything else can ask
+}
+
+// clients is a net.Listener of them.
+type clients struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l clients) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &client{Conn: c}, nil
+}
+
+// clientOf returns the client under a TLS connection, nil when there is none.
+func clientOf(c net.Conn) *client {
+	if t, ok := c.(*tls.Conn); ok {
+		c, _ := t.NetConn().(*client)
+		return c
+	}
+	return nil
+}
+
+// SetPolicy takes the mark of the policy (Options.Admits).
+func (c *client) SetPolicy(mark string) { c.mark = mark }
+
+func (c *client) policy() string {
+	if c == nil {
+		return ""
+	}
+	return c.mark
+}
+
+// SetLinger is that of net.TCPConn.
+func (c *client) SetLinger(sec int) error {
+	if l, ok := c.Conn.(interface{ SetLinger(sec int) error }); ok {
+		return l.SetLinger(sec)
+	}
+	return errors.ErrUnsupported
+}
+
+// refusals tells of clients that were refused for their certificates: the
+// operator has to learn why somebody is locked out, and a client that tries
+// again and again must not fill the log.
+type refusals struct {
+	mu     sync.Mutex
+	begun  time.Time // the window
+	lines  int       // in it
+	untold int       // since the last line
+}
+
+const (
+	refusalWindow = time.Minute
+	refusalLines  = 20 // in a window
+	maxSubject    = 200
+)
+
+// tell reports whether a refusal at now is worth a line, and how many were not
+// since the last one.
+func (r *refusals) tell(now time.Time) (untold int, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now.Sub(r.begun) >= refusalWindow {
+		r.begun, r.lines = now, 0
+	}
+	if r.lines >= refusalLines {
+		r.untold++
+		return 0, false
+	}
+	r.lines++
+	untold, r.untold = r.untold, 0
+	return untold, true
+}
+
+// closed looks at a connection to a listener that has ended: when its handshake
+// failed for the client's certificate, the log says so. Other failures are
+// weather, and net/http tells of them at debug level.
+func (s *Server) closed(c net.Conn, listener string) {
+	t, ok := c.(*tls.Conn)
+	if !ok || clientOf(c).policy() == "" { // the handshake came to nothing
+		return
+	}
+	reason, subject, err := refusal(t.Handshake()) // is over, so this is its result
+	if reason == "" {
+		return
+	}
+	untold, ok := s.refusals.tell(time.Now())
+	if !ok {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("reason", reason), slog.String("peer", c.RemoteAddr().String()), slog.String("listener", listener),
+		slog.String("server_name", t.ConnectionState().ServerName), slog.Any("error", err),
+	}
+	if subject != "" {
+		attrs = append(attrs, slog.String("certificate", subject))
+	}
+	if untold > 0 {
+		attrs = append(attrs, slog.Int("untold", untold))
+	}
+	s.log.LogAttrs(context.Background(), slog.LevelInfo, "client refused in the handshake", attrs...)
+}
+
+// noCertificate is how crypto/tls says that none came; it has no type for it.
+const noCertificate = "tls: client didn't provide a certificate"
+
+// refusal is why a handshake failed for the client's certificate; "" when it
+// did not. The subject is the client's own word.
+func refusal(handshake error) (reason, subject string, err error) {
+	if handshake == nil {
+		return "", "", nil
+	}
+	if handshake.Error() == noCertificate {
+		return "client_certificate_missing", "", handshake
+	}
+	bad, ok := errors.AsType[*tls.CertificateVerificationError](handshake)
+	if !ok {
+		return "", "", nil
+	}
+	if len(bad.UnverifiedCertificates) > 0 {
+		subject = bad.UnverifiedCertificates[0].Subject.String()
+		subject = subject[:min(len(subject), maxSubject)]
+	}
+	return "client_certificate_refused", subject, bad.Err
+}
