@@ -17,7 +17,8 @@ type Object interface {
 // object is what every Object can do.
 type object interface {
 	kind() Kind
-	belongs(id string) error // whether the content is that of the object called id
+	belongs(id string) error // unless the content is that of the object called id
+	fits() error             // unless its parts belong together
 }
 
 func kindOf[T Object]() Kind { return any(*new(T)).(object).kind() }
