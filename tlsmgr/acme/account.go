@@ -83,7 +83,7 @@ func (c *CA) Rollover(ctx context.Context, a *Account, next crypto.Signer) (*Acc
 	}
 	err := c.do(ctx, request{op: "change the key of the account"}, func(ctx context.Context, s *session) error {
 		_, err := s.client.AccountKeyRollover(ctx, a.acmez(), next)
-		if _, refused := problemOf(err); !refused {
+		if err == nil || statusOf(ctx)/100 != 4 {
 			return err
 		}
 		// Perhaps it was changed by an attempt that did not hear of it.

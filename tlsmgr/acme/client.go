@@ -62,6 +62,7 @@ func bounded(client *http.Client) *http.Client {
 // note is what a step wants to know about the CA's last answer to it, which
 // acmez does not tell. It travels in the context and is not shared by goroutines.
 type note struct {
+	found      bool          // the CA's directory was read
 	status     int           // of HTTP; 0 when there was no answer
 	retryAfter time.Duration // 0 is none
 	left       int           // requests until the CA is cut off, which is at 1; 0 is no limit
@@ -73,6 +74,14 @@ type noteKey struct{}
 func noting(ctx context.Context) (context.Context, *note) {
 	n := new(note)
 	return context.WithValue(ctx, noteKey{}, n), n
+}
+
+// statusOf is the HTTP status of the last answer to the step of ctx.
+func statusOf(ctx context.Context) int {
+	if n, ok := ctx.Value(noteKey{}).(*note); ok {
+		return n.status
+	}
+	return 0
 }
 
 var errTooMany = errors.New("the CA wants too many requests for one step")
@@ -306,7 +315,7 @@ func (c *CA) note(ctx context.Context, r request, f func(context.Context, *sessi
 	bound, n := noting(bound)
 	s, err := c.session(bound)
 	if err == nil {
-		n.left = r.left
+		n.found, n.status, n.left = true, 0, r.left
 		err = f(bound, s)
 	}
 	if err != nil {

@@ -84,6 +84,9 @@ func (c *CA) explain(r request, err error, n *note) error {
 	case n.status >= http.StatusInternalServerError:
 		e.Kind, e.RetryAfter = ServerError, n.retryAfter
 		reason, hint = fmt.Sprintf("%s answers HTTP %d", c.host(), n.status), "edge tries again; see the CA's status page"
+	case n.found && (n.status == http.StatusNotFound || n.status == http.StatusGone):
+		e.Kind = BadRequest
+		reason, hint = fmt.Sprintf("%s answers HTTP %d", c.host(), n.status), "the CA has forgotten it"
 	default:
 		reason, hint = c.network(err)
 	}

@@ -38,20 +38,13 @@ type Order struct {
 	acmez   acme.Order
 }
 
-// Answers to a new order that may be about what it replaces: someone else was
-// faster, or the CA does not know the certificate, or not as this account's. Of
-// these only the first is in RFC 9773 section 5.
+// isAboutReplaces reports that a new order may have been refused for what it
+// replaces: someone else was faster (RFC 9773 section 5), or the CA does not know
+// the certificate, or not as this account's, which CAs say in many ways. Pebble
+// calls it an internal error.
 func isAboutReplaces(err error) bool {
 	p, ok := problemOf(err)
-	if !ok {
-		return false
-	}
-	switch p.Type {
-	case acme.ProblemTypeAlreadyReplaced, acme.ProblemTypeMalformed, acme.ProblemTypeUnauthorized:
-		return true
-	default:
-		return p.Status == http.StatusNotFound || p.Status == http.StatusConflict
-	}
+	return ok && (kindOfProblem(p) == BadRequest || p.Status == http.StatusInternalServerError)
 }
 
 // NewOrder places an order (RFC 8555 section 7.4). What it replaces is a hint

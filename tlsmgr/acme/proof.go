@@ -56,20 +56,21 @@ type Persist struct {
 }
 
 // Matches reports whether a CA that follows draft-ietf-acme-dns-persist-01
-// section 4 accepts the TXT record value at now.
+// section 4.1 accepts the TXT record value at now.
 func (p Persist) Matches(value string, now time.Time) bool {
-	issuer, rest, _ := strings.Cut(value, ";")
-	if !slices.Contains(p.Issuers, strings.ToLower(strings.Trim(issuer, " \t"))) {
+	issuer, params, _ := strings.Cut(value, ";")
+	if !slices.Contains(p.Issuers, strings.Trim(issuer, " \t")) {
 		return false
 	}
 	said := map[string]string{}
-	for param := range strings.SplitSeq(rest, ";") {
+	for param := range strings.SplitSeq(params, ";") {
 		tag, value, ok := strings.Cut(param, "=")
-		tag = strings.ToLower(strings.Trim(tag, " \t"))
-		if _, twice := said[tag]; !ok || tag == "" || twice {
+		tag, value = strings.ToLower(strings.Trim(tag, " \t")), strings.Trim(value, " \t")
+		_, twice := said[tag]
+		if !ok || tag == "" || twice || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			return false
 		}
-		said[tag] = strings.Trim(value, " \t")
+		said[tag] = value
 	}
 	if until, ok := said["persistuntil"]; ok {
 		at, err := strconv.ParseInt(until, 10, 64)
@@ -165,9 +166,11 @@ func (o *Order) challenge(p Proof, ch acme.Challenge) (Challenge, bool) {
 		c.DNSName, c.DNSValue = "_acme-challenge."+p.Name, ch.DNS01KeyAuthorization()
 		return c, ch.Token != ""
 	case config.DNSPersist01:
-		if len(ch.IssuerDomainNames) == 0 || len(ch.IssuerDomainNames) > 10 { // section 3.1: MUST be 1 to 10
+		if len(ch.IssuerDomainNames) == 0 || len(ch.IssuerDomainNames) > 10 { // malformed (section 3.1)
 			return Challenge{}, false
 		}
+		// The CA MUST accept the account's URL, whatever other URI it knows it by
+		// (section 4.1).
 		c = Challenge{
 			DNSName:  "_validation-persist." + p.Name,
 			DNSValue: ch.DNSPersist01TXTRecordValue(o.account.acmez(), ch.IssuerDomainNames[0], p.Wildcard),
