@@ -59,8 +59,9 @@ func (b *builder) acme(v value) {
 		provider.Route53 = &Route53{}
 	case "googleclouddns":
 		provider.GoogleCloudDNS = &GoogleCloudDNS{}
-	default:
-		provider.Azure = &AzureDNS{}
+	case "azure":
+		present["dns"].refuse(azureInLong())
+		return
 	}
 	b.cfg.Providers[kind] = provider
 	issuer.Providers = []string{kind}

@@ -48,12 +48,13 @@ func complete(t *testing.T, cfg *Config) {
 	}
 	for name, p := range cfg.Providers {
 		kinds := 0
-		for _, set := range []bool{p.RFC2136 != nil, p.Route53 != nil, p.Cloudflare != nil} {
+		for _, set := range []bool{p.RFC2136 != nil, p.Route53 != nil, p.Cloudflare != nil, p.GoogleCloudDNS != nil, p.Azure != nil, p.Exec != nil} {
 			if set {
 				kinds++
 			}
 		}
-		law(p.Name == name && kinds == 1 && p.Pos.Line > 0, "provider %+v", p)
+		law(p.Exec == nil || len(p.Exec.Command) > 0 && p.Exec.Timeout > 0, "provider %+v", p)
+		law(p.Name == name && kinds == 1 && p.Rate >= 0 && p.Pos.Line > 0, "provider %+v", p)
 	}
 	for name, c := range cfg.Certificates {
 		law(c.Name == name && (c.File != nil) != (len(c.Names) > 0), "certificate %+v", c)

@@ -394,7 +394,7 @@ func (d *decoder) path(text string) (string, *refusal) {
 // existing is path for what must be named.
 func (d *decoder) existing(text string) (string, *refusal) {
 	if text == "" {
-		return "", noFile()
+		return "", noPath()
 	}
 	return d.path(text)
 }

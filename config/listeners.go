@@ -100,6 +100,10 @@ func (b *builder) checkListeners() {
 		}
 		taken[key] = name
 	}
+	address := b.cfg.Telemetry.Address
+	if other, ok := taken[bindKey(address)]; ok {
+		b.refuse("telemetry.address", sameAddress(address, other))
+	}
 }
 
 // bindKey is equal for addresses that cannot be bound both. Port 0 never

@@ -246,8 +246,36 @@ func badStorage(hint string) *refusal {
 	return &refusal{"not a storage URL", hint}
 }
 
-func badStorageOption(key string) *refusal {
-	return &refusal{fmt.Sprintf("unknown or malformed option %q in the storage URL", key), "region=NAME, endpoint=https://host:port, path_style=true or false"}
+func badStorageOption(key, known string) *refusal {
+	return &refusal{fmt.Sprintf("unknown or malformed option %q in the storage URL", key), known}
+}
+
+func plainSnapshot() *refusal {
+	return &refusal{"a snapshot holds private keys, and nothing encrypts them", "add encrypt: {keys: [SECRET]}; openssl rand -base64 32 makes one"}
+}
+
+func badProject(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not a project ID", value), "like my-project-123; gcloud config get project prints it"}
+}
+
+func badResourceGroup(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not the name of a resource group", value), "up to 90 letters, digits and _-.(), no dot at the end"}
+}
+
+func badCommand() *refusal {
+	return &refusal{"the command starts with no absolute path", "command: [/usr/local/bin/change-dns, ARGUMENT]; there is no shell and no $PATH"}
+}
+
+func secretAlone(missing string) *refusal {
+	return &refusal{fmt.Sprintf("client_secret needs %q", missing), "az ad sp create-for-rbac prints both; without client_secret the default chain is used"}
+}
+
+func azureInLong() *refusal {
+	return &refusal{"Azure wants a subscription and a resource group named", "write it out under providers: NAME: {azure: {subscription_id: ID, resource_group: NAME}} and issuers:"}
+}
+
+func badRate(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not a rate", value), "like 300/m, 5/s or 1000/1h"}
 }
 
 func badSocket(limit int) *refusal {
@@ -382,8 +410,8 @@ func emptyPolicy() *refusal {
 	return &refusal{"the policy demands nothing", "add tls: {min_version: \"1.3\"} or client_certificates: {ca: FILE}"}
 }
 
-func noFile() *refusal {
-	return &refusal{"the name of a file is empty", "write a path; a relative one starts at the folder of routes.yaml"}
+func noPath() *refusal {
+	return &refusal{"the path is empty", "a relative one starts at the folder of routes.yaml"}
 }
 
 func setInDefaults(section, key string) *refusal {
@@ -398,6 +426,10 @@ func unused(kind string) *refusal {
 
 func cutsStreams() *refusal {
 	return &refusal{"a total timeout cuts streams that are still producing", "stream_idle ends a stream that hangs"}
+}
+
+func uselessSnapshot() *refusal {
+	return &refusal{"a snapshot of a folder is of no use", "it stands in for a bucket that cannot be reached; remove it"}
 }
 
 func sameEndpointTwice(url string) *refusal {

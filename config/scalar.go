@@ -164,6 +164,15 @@ func quota(text string) (Quota, *refusal) {
 	return Quota{Count: int(n), Per: window}, nil
 }
 
+// rate parses a quota into events a second.
+func rate(text string) (float64, *refusal) {
+	q, r := quota(text)
+	if r != nil || q.Off {
+		return 0, badRate(text)
+	}
+	return float64(q.Count) / q.Per.Seconds(), nil
+}
+
 // commonName is the name of a CA in its certificate, which X.520 bounds.
 func commonName(text string) (string, *refusal) {
 	if text == "" || len(text) > 64 || strings.ContainsFunc(text, unicode.IsControl) {

@@ -82,6 +82,7 @@ func (d *decoder) config(root *yaml.Node) *Config {
 		{"policies", b.readPolicies},
 		{"routes", b.routes},
 		{"control", b.control},
+		{"telemetry", b.telemetry},
 		{"observability", b.observability},
 		{"drain", b.drain},
 	}
@@ -92,7 +93,7 @@ func (d *decoder) config(root *yaml.Node) *Config {
 	for _, s := range sections {
 		known[s.key] = hold
 	}
-	present := v.object(known, "include", "telemetry")
+	present := v.object(known, "include")
 	if present == nil {
 		return b.cfg
 	}
@@ -148,21 +149,6 @@ func (b *builder) complete(root value, present keys) {
 	}
 }
 
-func (b *builder) storage(v value) {
-	s := &b.cfg.Storage
-	s.Pos = v.pos()
-	if v.node.Kind != yaml.MappingNode {
-		as(&s.URL, storageURL)(v)
-		return
-	}
-	v.need(v.object(fields{
-		"url": as(&s.URL, storageURL),
-		"encrypt": func(v value) {
-			v.need(v.object(fields{"keys": list(&s.Keys, b.secret)}), "keys")
-		},
-	}), "url")
-}
-
 func (b *builder) role(v value) {
 	role := ""
 	as(&role, choice([]string{"issue", "serve"}))(v)
@@ -210,8 +196,13 @@ func (b *builder) control(v value) {
 	})})
 }
 
+func (b *builder) telemetry(v value) {
+	v.need(v.object(fields{"address": as(&b.cfg.Telemetry.Address, listenAddress)}, "status_page"), "address")
+}
+
 func (b *builder) observability(v value) {
 	v.object(fields{
+		"webhook": as(&b.cfg.Webhook, b.secret),
 		"log": func(v value) {
 			v.object(fields{
 				"format": as(&b.cfg.Log.Format, choice([]string{"text", "json"})),
