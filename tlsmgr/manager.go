@@ -96,7 +96,7 @@ func (m *Manager) Prepare(ctx context.Context, cfg *config.Config) (*Change, err
 	files, err := readPairs(cfg)
 	problems := []error{err}
 	names := namesIn(files)
-	plan := Explain(cfg, names)
+	plan := Explain(cfg, Known{Files: names})
 	st := &state{
 		cfg: cfg, plan: plan, bundles: map[string]*Bundle{}, issuers: map[string]*issuer{},
 		wanted: wantedNames(plan, names), replaced: make(chan struct{}),

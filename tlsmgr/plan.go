@@ -1,6 +1,7 @@
 package tlsmgr
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/url"
@@ -14,17 +15,19 @@ import (
 
 // Bundle is one certificate that edge obtains itself.
 type Bundle struct {
-	ID       string         `json:"id"`       // stable and readable; the object's name in the storage
-	Names    []string       `json:"names"`    // canonical, sorted, never empty, no name that another one covers
-	Inferred bool           `json:"inferred"` // from route hosts, not written under certificates
-	Issuer   string         `json:"issuer"`   // key in Config.Issuers
-	KeyType  config.KeyType `json:"key_type"`
-	MaxNames int            `json:"max_names"` // how many names fit; what Plan packed by
+	ID        string         `json:"id"`                  // stable and readable; the object's name in the storage
+	Names     []string       `json:"names"`               // canonical, sorted, never empty, no name that another one covers
+	Inferred  bool           `json:"inferred"`            // from route hosts, not written under certificates
+	Issuer    string         `json:"issuer"`              // key in Config.Issuers, or config.InternalIssuer
+	Fallbacks []string       `json:"fallbacks,omitempty"` // the issuers after it, for when it fails for long
+	KeyType   config.KeyType `json:"key_type"`
+	MaxNames  int            `json:"max_names"` // how many names fit; what Plan packed by
 }
 
 // equal reports whether a and b want the same certificate.
 func (b *Bundle) equal(a *Bundle) bool {
-	return a != nil && a.ID == b.ID && a.Issuer == b.Issuer && a.KeyType == b.KeyType && slices.Equal(a.Names, b.Names)
+	return a != nil && a.ID == b.ID && a.Issuer == b.Issuer && a.KeyType == b.KeyType &&
+		slices.Equal(a.Names, b.Names) && slices.Equal(a.Fallbacks, b.Fallbacks)
 }
 
 // Cover says which certificate a host is served with.
@@ -43,9 +46,21 @@ type Planned struct {
 	Problems []config.Problem `json:"problems"` // hosts that will have no certificate, bundles that the CA will refuse
 }
 
-// Plan says which certificates edge obtains for cfg. It is offline and
-// deterministic: replicas with one configuration plan alike. Names come from
-// the hosts of routes and from certificates:
+// Known is what a plan takes into account besides the configuration. The zero
+// value plans for an empty storage and as if file certificates covered nothing.
+type Known struct {
+	// Files are the names in each file certificate by its name in
+	// Config.Certificates. FileNames reads them.
+	Files map[string][]string
+
+	// Stored are the names of each certificate in the storage by id, with those
+	// that it shall have but that are quarantined.
+	Stored map[string][]string
+}
+
+// Plan says which certificates edge obtains for cfg when there is none yet. It
+// is offline and deterministic: replicas with one configuration plan alike.
+// Names come from the hosts of routes and from certificates:
 //
 //   - A wildcard is used where it is written, in a route or a certificate, and
 //     never invented. It covers one label and never the apex.
@@ -53,19 +68,22 @@ type Planned struct {
 //     certificate of its own.
 //   - The apex and the wildcard of a domain share a certificate, since they
 //     share the challenge record's name. Everything else is packed by
-//     registrable domain up to Bundles.MaxNames, or gets one each (per_name).
-//
-// The names inside file certificates are unknown offline; see Explain.
+//     registrable domain up to Bundles.MaxNames, or gets one each (per_name). An
+//     IP address is a domain of its own.
+//   - Names that exist only inside a network have issuers of their own; see
+//     Config.IssuersFor.
+//   - Several key types make a certificate of each: the first has the id, the
+//     others the id with their type.
 func Plan(cfg *config.Config) ([]Bundle, []config.Problem) {
-	p := Explain(cfg, nil)
+	p := Explain(cfg, Known{})
 	return p.Bundles, p.Problems
 }
 
-// Explain is Plan with reasons. Files are the names in each file certificate by
-// its name in cfg.Certificates (FileNames reads them); nil plans as if file
-// certificates covered nothing.
-func Explain(cfg *config.Config, files map[string][]string) *Planned {
-	p := &planner{cfg: cfg, files: files, by: map[string]source{}, ids: map[string]bool{}}
+// Explain is Plan with reasons, for what is known. Replicas that know the same
+// plan alike, and a name stays in the stored certificate that has it: one more
+// name changes one certificate, one name less no other one.
+func Explain(cfg *config.Config, known Known) *Planned {
+	p := &planner{cfg: cfg, known: known, stored: byZone(known.Stored), by: map[string]source{}, ids: map[string]bool{}}
 	p.written()
 	hosts := p.hosts()
 	p.infer(hosts)
@@ -83,11 +101,12 @@ type source struct {
 }
 
 type planner struct {
-	cfg   *config.Config
-	files map[string][]string
-	by    map[string]source // name in a certificate -> the certificate
-	ids   map[string]bool
-	out   Planned
+	cfg    *config.Config
+	known  Known
+	stored map[string][]place // of known, by zone
+	by     map[string]source  // name in a certificate -> the certificate
+	ids    map[string]bool
+	out    Planned
 }
 
 // a host is one host of routes on TLS listeners.
@@ -96,42 +115,70 @@ type host struct {
 	routes []*config.Route
 }
 
+// a group is the names that may share a certificate: of one zone, and from the
+// same issuers.
+type group struct {
+	zone  string
+	local bool
+}
+
 // written takes over the certificates of the configuration: files first, since
 // they cost nothing, then the ones to obtain.
 func (p *planner) written() {
 	names := slices.Sorted(maps.Keys(p.cfg.Certificates))
 	for _, id := range names {
 		p.ids[id] = true
-		for _, n := range p.files[id] {
+		for _, n := range p.known.Files[id] {
 			p.claim(n, source{id: id, file: true})
 		}
 	}
 	for _, id := range names {
-		c := p.cfg.Certificates[id]
-		if c.File != nil || len(c.Names) == 0 {
-			continue
+		if c := p.cfg.Certificates[id]; c.File == nil && len(c.Names) > 0 {
+			p.obtain(id, c)
 		}
-		b := Bundle{ID: id, Names: reduce(c.Names), KeyType: c.KeyTypes[0]}
-		issuers := c.Issuers
-		if len(issuers) == 0 {
-			issuers = p.cfg.Bundles.Issuers
+	}
+}
+
+// obtain plans the certificate c of the configuration.
+func (p *planner) obtain(id string, c *config.Certificate) {
+	b := Bundle{ID: id, Names: reduce(c.Names)}
+	issuers := c.Issuers
+	if len(issuers) == 0 {
+		issuers = p.cfg.Bundles.Issuers
+	}
+	if len(issuers) == 0 {
+		p.problem(c.Pos, "certificates."+id, "no issuer", "set certificates."+id+".issuers or acme")
+		return
+	}
+	var tight string
+	b.Issuer, b.Fallbacks = issuers[0], issuers[1:]
+	b.MaxNames, tight = p.limit(issuers)
+	if len(b.Names) > b.MaxNames {
+		p.problem(c.Pos, "certificates."+id+".names",
+			fmt.Sprintf("%d names; issuer %q allows %d in one certificate", len(b.Names), tight, b.MaxNames), "split it in two, or use a wildcard")
+	}
+	public := p.cfg.Issuers[b.Issuer].Public()
+	for _, n := range b.Names {
+		if public && config.IsLocal(n) {
+			p.problem(c.Pos, "certificates."+id+".names", "no public CA issues a certificate for "+n, localHint)
 		}
-		if len(issuers) == 0 {
-			p.problem(c.Pos, "certificates."+id, "no issuer", "set certificates."+id+".issuers or acme")
-			continue
-		}
-		b.Issuer = issuers[0]
-		b.MaxNames = profileLimit(p.cfg.Issuers[b.Issuer])
-		if b.MaxNames > 0 && len(b.Names) > b.MaxNames {
-			p.problem(c.Pos, "certificates."+id+".names",
-				fmt.Sprintf("%d names; issuer %q allows %d in one certificate", len(b.Names), b.Issuer, b.MaxNames), "split it in two, or use a wildcard")
-		}
-		public := isPublicCA(p.cfg.Issuers[b.Issuer])
-		for _, n := range b.Names {
-			p.claim(n, source{id: id})
-			if public && isLocal(n) {
-				p.problem(c.Pos, "certificates."+id+".names", "no public CA issues a certificate for "+n, localHint)
-			}
+	}
+	p.add(b, c.KeyTypes)
+}
+
+// add plans b, once for each key type; none is P-256.
+func (p *planner) add(b Bundle, types []config.KeyType) {
+	if len(types) == 0 {
+		types = []config.KeyType{config.P256}
+	}
+	for _, n := range b.Names {
+		p.claim(n, source{id: b.ID})
+	}
+	id := b.ID
+	for i, t := range types {
+		b.KeyType = t
+		if i > 0 {
+			b.ID = p.id(id + "." + string(t))
 		}
 		p.out.Bundles = append(p.out.Bundles, b)
 	}
@@ -175,60 +222,74 @@ func (p *planner) onTLS(r *config.Route) bool {
 // infer packs the hosts that no written certificate and no wildcard of another
 // route covers.
 func (p *planner) infer(hosts []host) {
-	issuer := ""
-	if len(p.cfg.Bundles.Issuers) > 0 {
-		issuer = p.cfg.Bundles.Issuers[0]
-	}
-	limit := p.cfg.Bundles.MaxNames
-	if limit <= 0 {
-		limit = defaultMaxNames
-	}
-	if most := profileLimit(p.cfg.Issuers[issuer]); most > 0 {
-		limit = min(limit, most)
-	}
-	perName := p.cfg.Bundles.Packing == config.PerName
-	zones := p.open(hosts, issuer)
-	for _, zone := range slices.Sorted(maps.Keys(zones)) {
-		for i, names := range pack(zones[zone], limit, perName) {
-			id := zone
-			if perName {
-				id, i = strings.Replace(names[0], "*", "_", 1), 0
+	open := p.open(hosts)
+	groups := slices.SortedFunc(maps.Keys(open), func(a, b group) int {
+		return cmp.Or(strings.Compare(a.zone, b.zone), strings.Compare(strconv.FormatBool(a.local), strconv.FormatBool(b.local)))
+	})
+	packings := make([]*packing, 0, len(groups))
+	for _, g := range groups { // all of them claim what they have before one takes an id that is free
+		names := open[g]
+		if p.cfg.Bundles.Packing == config.PerName {
+			for _, u := range units(names, p.most(names)) {
+				p.inferred(p.id(strings.Replace(u.names[0], "*", "_", 1)), slices.Sorted(slices.Values(u.names)))
 			}
-			id = p.id(id, i)
-			for _, n := range names {
-				p.claim(n, source{id: id})
-			}
-			slices.Sort(names)
-			p.out.Bundles = append(p.out.Bundles, Bundle{
-				ID: id, Names: names, Inferred: true,
-				Issuer: issuer, KeyType: p.cfg.Bundles.KeyTypes[0], MaxNames: limit,
-			})
+			continue
+		}
+		packings = append(packings, p.newPacking(g.zone, names, p.most(names)))
+	}
+	for _, k := range packings {
+		for _, b := range k.fill(p) {
+			p.inferred(b.id, b.names)
 		}
 	}
 }
 
-// open are the hosts that need a certificate of their own, by zone.
-func (p *planner) open(hosts []host, issuer string) map[string][]string {
+// inferred plans the certificate of names, which are all of one group.
+func (p *planner) inferred(id string, names []string) {
+	issuers := p.cfg.IssuersFor(names[0])
+	p.add(Bundle{
+		ID: id, Names: names, Inferred: true, MaxNames: p.most(names),
+		Issuer: issuers[0], Fallbacks: issuers[1:],
+	}, p.cfg.Bundles.KeyTypes)
+}
+
+// most is how many names an inferred certificate for some of names may hold.
+func (p *planner) most(names []string) int {
+	most, _ := p.limit(p.cfg.IssuersFor(names[0]))
+	return min(most, cmp.Or(p.cfg.Bundles.MaxNames, defaultMaxNames))
+}
+
+// limit is how many names all of the issuers put in one certificate, so that a
+// fallback can take over what was packed for the first, and which of them allows
+// the fewest.
+func (p *planner) limit(issuers []string) (most int, name string) {
+	for _, n := range issuers {
+		if l := profileLimit(p.cfg.Issuers[n]); most == 0 || l < most {
+			most, name = l, n
+		}
+	}
+	return most, name
+}
+
+// open are the hosts that need a certificate of their own.
+func (p *planner) open(hosts []host) map[group][]string {
 	wildcards := map[string]bool{}
 	for _, h := range hosts {
 		wildcards[h.name] = hostname.IsWildcard(h.name)
 	}
-	public := isPublicCA(p.cfg.Issuers[issuer])
-	zones := map[string][]string{}
+	open := map[group][]string{}
 	for _, h := range hosts {
-		r := h.routes[0]
+		g := group{zone: hostname.Zone(h.name), local: config.IsLocal(h.name)}
 		switch {
 		case p.covered(h.name), !hostname.IsWildcard(h.name) && wildcards[hostname.Wildcard(h.name)]:
-		case issuer == "":
+		case len(p.cfg.IssuersFor(h.name)) == 0:
+			r := h.routes[0]
 			p.problem(r.Pos, r.Name, "no certificate covers "+h.name, "add an acme section, or a file certificate for it")
-		case public && isLocal(h.name):
-			p.problem(r.Pos, r.Name, "no public CA issues a certificate for "+h.name, localHint)
 		default:
-			zone := hostname.Zone(h.name)
-			zones[zone] = append(zones[zone], h.name)
+			open[g] = append(open[g], h.name)
 		}
 	}
-	return zones
+	return open
 }
 
 // covered reports whether a certificate noted so far has name or its wildcard.
@@ -260,14 +321,10 @@ func (p *planner) cover(h host) Cover {
 	return c
 }
 
-// id is base, or base-2, base-3 … for what comes later or is taken already.
-func (p *planner) id(base string, i int) string {
-	for n := i + 1; ; n++ {
-		id := base
-		if n > 1 {
-			id = base + "-" + strconv.Itoa(n)
-		}
-		if !p.ids[id] {
+// id claims base, or the first of base-2, base-3 … that is free.
+func (p *planner) id(base string) string {
+	for n := 1; ; n++ {
+		if id := numbered(base, n); !p.ids[id] {
 			p.ids[id] = true
 			return id
 		}
@@ -276,34 +333,6 @@ func (p *planner) id(base string, i int) string {
 
 func (p *planner) problem(pos config.Pos, path, message, hint string) {
 	p.out.Problems = append(p.out.Problems, config.Problem{File: p.cfg.Path, Pos: pos, Path: path, Message: message, Hint: hint})
-}
-
-// pack cuts the names of one zone into certificates of at most limit names. The
-// wildcard of a domain directly follows its apex and goes where the apex goes.
-func pack(names []string, limit int, perName bool) [][]string {
-	apex := func(n string) string { return strings.TrimPrefix(n, "*.") }
-	names = slices.Clone(names)
-	slices.SortFunc(names, func(a, b string) int {
-		if c := strings.Compare(apex(a), apex(b)); c != 0 {
-			return c
-		}
-		return strings.Compare(b, a) // the apex before its wildcard: '*' sorts first
-	})
-	var out [][]string
-	for i := 0; i < len(names); {
-		unit := names[i : i+1]
-		if i+1 < len(names) && apex(names[i]) == apex(names[i+1]) && limit > 1 {
-			unit = names[i : i+2]
-		}
-		last := len(out) - 1
-		if last < 0 || perName || len(out[last])+len(unit) > limit {
-			out = append(out, nil)
-			last++
-		}
-		out[last] = append(out[last], unit...)
-		i += len(unit)
-	}
-	return out
 }
 
 // reduce sorts names and drops the ones that a wildcard among them covers: CAs
@@ -322,42 +351,31 @@ const (
 	localHint       = "use a file certificate, or an issuer of your own"
 )
 
-// profileLimit is how many names issuer i puts in one certificate, 0 when
-// unknown. Let's Encrypt: 25, and 100 with its classic profile
-// (https://letsencrypt.org/docs/profiles/); edge asks for tlsserver when the
-// configuration names no profile.
+// How many names fit into one certificate: with Let's Encrypt's profiles
+// tlsserver and shortlived (https://letsencrypt.org/docs/profiles/), and
+// elsewhere by custom; the internal issuer keeps to it too, since clients read
+// the whole certificate in every handshake.
+const (
+	shortNames  = 25
+	commonNames = 100
+)
+
+// profileLimit is how many names issuer i puts in one certificate, as far as the
+// configuration tells. edge asks Let's Encrypt for tlsserver when it names no
+// profile. The directory may say something else when an order is placed.
 func profileLimit(i *config.Issuer) int {
 	switch {
-	case i == nil || !hasHost(i.Directory, "letsencrypt.org"):
-		return 0
-	case i.Profile == "classic":
-		return 100
+	case i == nil || i.Internal != nil:
+		return commonNames
+	case i.Profile == "tlsserver", i.Profile == "shortlived", i.Profile == "" && hasHost(i.Directory, "letsencrypt.org"):
+		return shortNames
 	default:
-		return 25
+		return commonNames
 	}
-}
-
-// isPublicCA reports whether issuer i is bound by the CA/Browser Forum's rules,
-// which forbid names that exist only inside a network.
-func isPublicCA(i *config.Issuer) bool {
-	if i == nil {
-		return false
-	}
-	return slices.ContainsFunc([]string{"letsencrypt.org", "pki.goog", "zerossl.com", "buypass.com", "ssl.com", "sectigo.com", "digicert.com"},
-		func(d string) bool { return hasHost(i.Directory, d) })
 }
 
 // hasHost reports whether the host of rawURL is domain or lies below it.
 func hasHost(rawURL, domain string) bool {
 	u, err := url.Parse(rawURL)
 	return err == nil && (u.Hostname() == domain || strings.HasSuffix(u.Hostname(), "."+domain))
-}
-
-// isLocal reports whether no public CA may issue for name: single labels and
-// the special-use domains of RFC 6761, RFC 6762 and ICANN's .internal.
-func isLocal(name string) bool {
-	labels := strings.Split(name, ".")
-	last := labels[len(labels)-1]
-	return len(labels) == 1 || slices.Contains([]string{"localhost", "test", "local", "internal", "invalid", "example", "onion", "lan", "corp", "home"}, last) ||
-		strings.HasSuffix(name, ".home.arpa")
 }

@@ -57,7 +57,7 @@ func ExamplePlan() {
 func ExampleExplain() {
 	cfg := planConfig("llm.example.com", "llama.models.example.com")
 	cfg.Certificates["models"] = written("*.models.example.com")
-	for _, c := range tlsmgr.Explain(cfg, nil).Covers {
+	for _, c := range tlsmgr.Explain(cfg, tlsmgr.Known{}).Covers {
 		fmt.Printf("%s is served with %s (%s), for %v\n", c.Host, c.Certificate, c.Name, c.Routes)
 	}
 	// Output:
@@ -114,8 +114,8 @@ func TestPlanPacksByRegistrableDomain(t *testing.T) {
 			hosts: []string{"a.example.com", "b.example.com", "c.example.com", "*.d.example.com", "d.example.com", "e.example.com"},
 			edit:  func(c *config.Config) { c.Bundles.MaxNames = 2 },
 			want: []string{
-				"example.com: a.example.com b.example.com", "example.com-2: c.example.com",
-				"example.com-3: *.d.example.com d.example.com", "example.com-4: e.example.com",
+				"example.com: a.example.com b.example.com", "example.com-2: c.example.com e.example.com",
+				"example.com-3: *.d.example.com d.example.com",
 			},
 		},
 		"an id that is taken is left alone": {
@@ -135,13 +135,35 @@ func TestPlanPacksByRegistrableDomain(t *testing.T) {
 			hosts: []string{"localhost", "a.example.test"},
 			want:  []string{"example.test: a.example.test", "localhost: localhost"},
 		},
+		"an IP address is never packed with names or other addresses": {
+			hosts: []string{"192.0.2.1", "192.0.2.2", "2001:db8::1", "a.example.com"},
+			want:  []string{"192.0.2.1: 192.0.2.1", "192.0.2.2: 192.0.2.2", "2001:db8::1: 2001:db8::1", "example.com: a.example.com"},
+		},
+		"an IP address that is written with names stays with them": {
+			hosts: []string{"192.0.2.1", "a.example.com"},
+			edit:  func(c *config.Config) { c.Certificates["both"] = written("192.0.2.1", "a.example.com") },
+			want:  []string{"both: 192.0.2.1 a.example.com"},
+		},
+		"one certificate for each key type": {
+			hosts: []string{"a.example.com", "b.example.org"},
+			edit: func(c *config.Config) {
+				c.Bundles.KeyTypes = []config.KeyType{config.P256, config.RSA2048}
+				c.Certificates["own"] = written("b.example.org")
+				c.Certificates["own"].KeyTypes = []config.KeyType{config.P384, config.RSA2048, config.P256}
+				c.Certificates["own.p256"] = written("other.example.org")
+			},
+			want: []string{
+				"example.com: a.example.com", "example.com.rsa2048: a.example.com",
+				"own: b.example.org", "own.p256: other.example.org", "own.p256-2: b.example.org", "own.rsa2048: b.example.org",
+			},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := planConfig(c.hosts...)
 			if c.edit != nil {
 				c.edit(cfg)
 			}
-			p := tlsmgr.Explain(cfg, c.files)
+			p := tlsmgr.Explain(cfg, tlsmgr.Known{Files: c.files})
 			if got := summary(p.Bundles); !slices.Equal(got, c.want) {
 				t.Errorf("got  %q\nwant %q", got, c.want)
 			}
@@ -175,10 +197,6 @@ func TestPlanReportsWhatCannotWork(t *testing.T) {
 			},
 			problem: "certificates.x: no issuer",
 		},
-		"a local name at a public CA": {
-			hosts: []string{"a.example.com", "llm.internal"}, edit: letsencrypt,
-			problem: "no public CA issues a certificate for llm.internal", bundles: 1,
-		},
 		"a written local name at a public CA": {
 			edit: func(c *config.Config) {
 				letsencrypt(c)
@@ -205,6 +223,72 @@ func TestPlanReportsWhatCannotWork(t *testing.T) {
 				t.Errorf("bundles %q, want %d", summary(bundles), c.bundles)
 			}
 		})
+	}
+}
+
+func TestPlanGivesLocalNamesToOnesOwnCA(t *testing.T) {
+	own := &config.Issuer{Name: config.InternalIssuer, Internal: &config.Internal{}}
+	for name, c := range map[string]struct {
+		edit func(*config.Config)
+		want map[string]string // bundle: its issuers
+	}{
+		"the internal one when the default is a public CA": {
+			want: map[string]string{"example.com": "acme", "nas": "internal", "10.0.0.7": "internal", "x.internal": "internal"},
+		},
+		"the internal one when there is no other": {
+			edit: func(c *config.Config) {
+				c.Routes = c.Routes[1:]
+				c.Bundles.Issuers = nil
+			},
+			want: map[string]string{"nas": "internal", "10.0.0.7": "internal", "x.internal": "internal"},
+		},
+		"one that speaks ACME": {
+			edit: func(c *config.Config) {
+				c.Issuers["corp"] = &config.Issuer{Name: "corp", Directory: "https://ca.corp.internal/dir"}
+				c.Bundles.Issuers = []string{"corp", "acme"}
+			},
+			want: map[string]string{"example.com": "corp acme", "nas": "corp", "10.0.0.7": "corp", "x.internal": "corp"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := planConfig("a.example.com", "nas", "10.0.0.7", "x.internal", "*.x.internal")
+			cfg.Issuers["acme"].Directory = "https://acme-v02.api.letsencrypt.org/directory"
+			cfg.Issuers[config.InternalIssuer] = own
+			cfg.Bundles.MaxNames = 100
+			if c.edit != nil {
+				c.edit(cfg)
+			}
+			bundles, problems := tlsmgr.Plan(cfg)
+			got := map[string]string{}
+			for _, b := range bundles {
+				got[b.ID] = strings.Join(append([]string{b.Issuer}, b.Fallbacks...), " ")
+				want := 100
+				if strings.Contains(got[b.ID], "acme") {
+					want = 25
+				}
+				if b.MaxNames != want {
+					t.Errorf("%s holds up to %d names, want %d", b.ID, b.MaxNames, want)
+				}
+			}
+			if !maps.Equal(got, c.want) || len(problems) > 0 {
+				t.Errorf("got %v, problems %v; want %v", got, problems, c.want)
+			}
+		})
+	}
+}
+
+func TestPlanPacksForTheFallbackToo(t *testing.T) {
+	hosts := make([]string, 30)
+	for n := range hosts {
+		hosts[n] = fmt.Sprintf("n%02d.example.com", n)
+	}
+	cfg := planConfig(hosts...)
+	cfg.Bundles.MaxNames = 100
+	cfg.Issuers["le"] = &config.Issuer{Name: "le", Directory: "https://acme-v02.api.letsencrypt.org/directory"}
+	cfg.Bundles.Issuers = []string{"acme", "le"}
+	bundles, _ := tlsmgr.Plan(cfg)
+	if len(bundles) != 2 || !slices.Equal(bundles[1].Fallbacks, []string{"le"}) || bundles[0].MaxNames != 25 {
+		t.Errorf("got %+v, want two that le would sign as well", bundles)
 	}
 }
 
@@ -258,7 +342,7 @@ func drawPlan(t *rapid.T) (*config.Config, map[string][]string) {
 func TestPlanLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg, files := drawPlan(t)
-		p := tlsmgr.Explain(cfg, files)
+		p := tlsmgr.Explain(cfg, tlsmgr.Known{Files: files})
 		if len(p.Problems) > 0 {
 			t.Fatalf("problems: %v", p.Problems)
 		}
@@ -337,13 +421,13 @@ func hostsOf(cfg *config.Config) map[string]bool {
 func TestPlanDoesNotDependOnOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg, files := drawPlan(t)
-		want := summary(tlsmgr.Explain(cfg, files).Bundles)
+		want := summary(tlsmgr.Explain(cfg, tlsmgr.Known{Files: files}).Bundles)
 		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
 		r.Shuffle(len(cfg.Routes), reflect.Swapper(cfg.Routes))
 		for _, c := range cfg.Certificates {
 			r.Shuffle(len(c.Names), reflect.Swapper(c.Names))
 		}
-		if got := summary(tlsmgr.Explain(cfg, files).Bundles); !slices.Equal(got, want) {
+		if got := summary(tlsmgr.Explain(cfg, tlsmgr.Known{Files: files}).Bundles); !slices.Equal(got, want) {
 			t.Fatalf("after shuffling got %q, want %q", got, want)
 		}
 	})

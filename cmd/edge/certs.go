@@ -78,7 +78,7 @@ func plan(cmd *cobra.Command, g *globals) error {
 	if err != nil {
 		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %v; planned as if it covered nothing\n", err)
 	}
-	planned := tlsmgr.Explain(cfg, files)
+	planned := tlsmgr.Explain(cfg, tlsmgr.Known{Files: files})
 	if g.json {
 		return printJSON(cmd.OutOrStdout(), planned)
 	}
