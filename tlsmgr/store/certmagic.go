@@ -43,7 +43,7 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	if err := s.check(key); err != nil {
 		return fmt.Errorf("delete %q: %w", key, err)
 	}
-	if err := s.objects.remove(ctx, key); err != nil {
+	if err := s.objects.remove(ctx, key, ""); err != nil {
 		return fmt.Errorf("delete %q: %w", key, err)
 	}
 	below, err := s.walk(ctx, key)
@@ -53,7 +53,7 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxDeletes)
 	for _, o := range below {
-		g.Go(func() error { return s.objects.remove(gctx, o.Key) })
+		g.Go(func() error { return s.objects.remove(gctx, o.Key, "") })
 	}
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("delete %q: %w", key, err)

@@ -18,8 +18,10 @@ type driver interface {
 	// was lost, or the request was sent again and conflicts with itself.
 	put(ctx context.Context, key string, value []byte, cond condition) (v Version, unclear bool, err error)
 
-	// remove deletes the object at key; a missing one is no error.
-	remove(ctx context.Context, key string) error
+	// remove deletes the object at key; a missing one is no error. When match
+	// is not "" and the object has another version, storage that knows
+	// conditional deletes keeps it and returns ErrConflict.
+	remove(ctx context.Context, key string, match Version) error
 
 	// list returns a page of the objects below directory dir ("" is the root),
 	// at any depth. token is "" or the next of the page before.
@@ -91,13 +93,13 @@ func (c *capped) put(ctx context.Context, key string, value []byte, cond conditi
 	return v, unclear, ended(ctx, err)
 }
 
-func (c *capped) remove(ctx context.Context, key string) error {
+func (c *capped) remove(ctx context.Context, key string, match Version) error {
 	bounded, leave, err := c.enter(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	return ended(ctx, c.driver.remove(bounded, key))
+	return ended(ctx, c.driver.remove(bounded, key, match))
 }
 
 func (c *capped) list(ctx context.Context, dir, token string) (page, error) {

@@ -137,23 +137,33 @@ func (d *fileDriver) put(ctx context.Context, key string, value []byte, cond con
 		return "", false, err
 	}
 	defer unlock()
-	if cond != (condition{}) {
-		current, err := read(root, key)
-		switch {
-		case missing(err):
-			if !cond.absent {
-				return "", false, ErrConflict
-			}
-		case err != nil:
-			return "", false, d.explain(err)
-		case cond.absent || digest(current) != cond.match:
-			return "", false, ErrConflict
-		}
+	if err := holds(root, key, cond); err != nil {
+		return "", false, d.explain(err)
 	}
 	if err := replace(root, key, value); err != nil {
 		return "", true, d.explain(err)
 	}
 	return digest(value), false, nil
+}
+
+// holds returns ErrConflict when cond is not met.
+func holds(root *os.Root, key string, cond condition) error {
+	if cond == (condition{}) {
+		return nil
+	}
+	current, err := read(root, key)
+	switch {
+	case missing(err):
+		if cond.absent {
+			return nil
+		}
+		return ErrConflict
+	case err != nil:
+		return err
+	case cond.absent || digest(current) != cond.match:
+		return ErrConflict
+	}
+	return nil
 }
 
 // replace makes value the content of key for good: when it returns nil, a
@@ -209,7 +219,7 @@ func syncDir(root *os.Root, dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-func (d *fileDriver) remove(ctx context.Context, key string) error {
+func (d *fileDriver) remove(ctx context.Context, key string, match Version) error {
 	root, unlock, err := d.guard(ctx)
 	if err != nil {
 		return err
@@ -223,6 +233,9 @@ func (d *fileDriver) remove(ctx context.Context, key string) error {
 		return d.explain(err)
 	case !info.Mode().IsRegular():
 		return nil
+	}
+	if err := holds(root, key, condition{match: match}); err != nil {
+		return d.explain(err)
 	}
 	if err := root.Remove(key); err != nil {
 		return d.explain(err)

@@ -286,7 +286,7 @@ func TestDeletedRecordIsALostLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &memDriver{}
 		l := mustAcquire(t, newMem(t, d, "a"), "x")
-		_ = d.remove(t.Context(), l.key)
+		_ = d.remove(t.Context(), l.key, "")
 		if err := l.Renew(t.Context()); !errors.Is(err, ErrLeaseLost) {
 			t.Errorf("got %v, want a lost lease", err)
 		}

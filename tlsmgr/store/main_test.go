@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"edge/internal/acmelab"
 	"edge/tlsmgr/store"
 )
 
@@ -34,13 +35,16 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// environment hides the machine's own AWS settings. None of the credentials
+// environment hides the machine's own settings of the clouds. None of the credentials
 // may show up in an error, see wantText.
 func environment() {
 	for name, value := range map[string]string{
 		"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret-value", "AWS_SESSION_TOKEN": "",
 		"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
 		"AWS_PROFILE": "", "AWS_REGION": "", "AWS_DEFAULT_REGION": "", "AWS_ENDPOINT_URL": "", "AWS_ENDPOINT_URL_S3": "",
+		"STORAGE_EMULATOR_HOST": "", "GOOGLE_APPLICATION_CREDENTIALS": "", "CLOUDSDK_CONFIG": "/dev/null",
+		"AZURE_STORAGE_ACCOUNT": "", "AZURE_STORAGE_CONNECTION_STRING": "", "AZURE_STORAGE_KEY": acmelab.AzuriteKey,
+		"AZURE_CLIENT_ID": "", "AZURE_TENANT_ID": "", "AZURE_CLIENT_SECRET": "", "AZURE_FEDERATED_TOKEN_FILE": "",
 	} {
 		if err := os.Setenv(name, value); err != nil {
 			panic(err)
@@ -152,7 +156,7 @@ func wantText(t *testing.T, err error, texts ...string) {
 			t.Errorf("got %q, want %q in it", err, text)
 		}
 	}
-	for _, secret := range []string{"\n", "test-key", "test-secret-value", "hunter2"} {
+	for _, secret := range []string{"\n", "test-key", "test-secret-value", "hunter2", acmelab.AzuriteKey} {
 		if strings.Contains(err.Error(), secret) {
 			t.Errorf("%q must not be in %q", secret, err)
 		}

@@ -81,9 +81,15 @@ func (d *memDriver) put(ctx context.Context, key string, value []byte, cond cond
 	return v, true, after
 }
 
-func (d *memDriver) remove(_ context.Context, key string) error {
+func (d *memDriver) remove(ctx context.Context, key string, match Version) error {
+	if before, after := d.request(ctx, "remove", key); before != nil || after != nil {
+		return errors.Join(before, after)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if o, ok := d.objects[key]; ok && match != "" && o.version != match {
+		return ErrConflict
+	}
 	delete(d.objects, key)
 	return nil
 }

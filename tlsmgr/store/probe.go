@@ -68,7 +68,7 @@ func (s *Store) probe(ctx context.Context) (err error) {
 		}
 	}()
 	_, err = s.Swap(ctx, key, []byte("edge probe 2\n"), "")
-	if err := mustConflict(err, "it overwrites an object that must not exist yet, ignoring If-None-Match"); err != nil {
+	if err := mustConflict(err, "it overwrites an object that must not exist yet, ignoring If-None-Match or ifGenerationMatch=0"); err != nil {
 		return err
 	}
 	value := []byte("edge probe 3\n")
@@ -80,7 +80,7 @@ func (s *Store) probe(ctx context.Context) (err error) {
 		return err
 	}
 	_, err = s.Swap(ctx, key, []byte("edge probe 4\n"), first)
-	if err := mustConflict(err, "it overwrites an object that has changed, ignoring If-Match"); err != nil {
+	if err := mustConflict(err, "it overwrites an object that has changed, ignoring If-Match or ifGenerationMatch"); err != nil {
 		return err
 	}
 	return s.probeRead(ctx, key, value, second)
@@ -118,5 +118,5 @@ func mustConflict(err error, reason string) error {
 }
 
 func unsafe(reason string) error {
-	return fmt.Errorf("%w: %w", ErrUnsafe, &fault{message: reason, hint: "use a storage with conditional writes, as S3 has"})
+	return fmt.Errorf("%w: %w", ErrUnsafe, &fault{message: reason, hint: "use a storage with conditional writes, as S3, Google Cloud Storage and Azure Blob Storage have"})
 }

@@ -3,9 +3,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"fmt"
-	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -13,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
@@ -24,21 +19,11 @@ import (
 	"github.com/aws/smithy-go/logging"
 )
 
-// Bounds of one request to S3; requestTimeout bounds all its attempts.
-const (
-	s3Attempts       = 3
-	s3MaxBackoff     = time.Second
-	s3AttemptTimeout = 15 * time.Second
-	s3DialTimeout    = 5 * time.Second
-	s3MaxPrefix      = 400 // with MaxKey below the 1024 bytes of a key in S3
-	s3PageSize       = 1000
-)
-
 // s3Driver keeps objects in a bucket of S3, or of what speaks its protocol and
 // knows conditional writes. A version is the ETag without its quotes.
 type s3Driver struct {
-	bucket    string
-	prefix    string // of every key: "" or with a slash at the end
+	bucketURL
+
 	region    string // "" is the environment's
 	endpoint  string // "" is AWS
 	pathStyle bool
@@ -53,42 +38,23 @@ type s3Driver struct {
 var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 
 func openS3(u *url.URL) (driver, string, error) {
-	const hint = "s3://bucket/prefix?region=eu-west-1&endpoint=https://host&path_style=true"
-	switch {
-	case u.User != nil:
-		return nil, "", &fault{message: "a storage URL holds no credentials", hint: "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or use a role"}
-	case !bucketName.MatchString(u.Host):
-		return nil, "", &fault{message: "no valid bucket name", hint: hint}
-	case u.Fragment != "":
-		return nil, "", &fault{message: "a storage URL has no #fragment", hint: hint}
-	}
-	d := &s3Driver{bucket: u.Host, pageSize: s3PageSize}
-	if prefix := strings.Trim(u.Path, "/"); prefix != "" {
-		if err := checkKey(prefix); err != nil || len(prefix) > s3MaxPrefix {
-			return nil, "", &fault{message: "the prefix is no valid key", hint: hint, cause: err}
-		}
-		d.prefix = prefix + "/"
-	}
-	query, err := url.ParseQuery(u.RawQuery)
+	d := &s3Driver{pageSize: pageSize}
+	var err error
+	d.bucketURL, err = parseBucket(u, bucketRules{
+		noun: "bucket", names: bucketName, set: d.set,
+		secrets: "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or use a role",
+		example: "s3://bucket/prefix?region=eu-west-1&endpoint=https://host&path_style=true",
+	})
 	if err != nil {
-		return nil, "", &fault{message: "the options cannot be parsed", hint: hint}
+		return nil, "", err
 	}
-	for option, values := range query {
-		if len(values) != 1 {
-			return nil, "", &fault{message: "an option is given twice", hint: hint}
-		}
-		if err := d.set(option, values[0]); err != nil {
-			return nil, "", err
-		}
-	}
-	if d.endpoint != "" && !query.Has("path_style") {
+	if d.endpoint != "" && !d.query.Has("path_style") {
 		d.pathStyle = true
 	}
-	return d, d.url(query), nil
+	return d, d.String(), nil
 }
 
-// set applies one option of the URL. A value that is refused is not shown: it
-// may be a secret in the wrong place.
+// set applies one option of the URL.
 func (d *s3Driver) set(option, value string) error {
 	var err error
 	switch option {
@@ -98,10 +64,8 @@ func (d *s3Driver) set(option, value string) error {
 		}
 		d.region = value
 	case "endpoint":
-		e, parseErr := url.Parse(value)
-		if parseErr != nil || e.Scheme != "http" && e.Scheme != "https" || e.Host == "" ||
-			e.User != nil || e.RawQuery != "" || e.Fragment != "" {
-			return &fault{message: "endpoint is no http or https URL without user and options", hint: "endpoint=https://minio.example.com:9000"}
+		if err := checkEndpoint(value); err != nil {
+			return err
 		}
 		d.endpoint = value
 	case "path_style":
@@ -114,12 +78,6 @@ func (d *s3Driver) set(option, value string) error {
 	return nil
 }
 
-// url is the URL with what set has accepted, and nothing else.
-func (d *s3Driver) url(query url.Values) string {
-	u := url.URL{Scheme: "s3", Host: d.bucket, Path: "/" + strings.TrimSuffix(d.prefix, "/"), RawQuery: query.Encode()}
-	return u.String()
-}
-
 // connect returns the client. Loading the configuration reads the environment
 // and the files of the AWS tools but no network; an error is tried again at
 // the next call.
@@ -130,10 +88,10 @@ func (d *s3Driver) connect(ctx context.Context) (*s3.Client, error) {
 		return d.client, nil
 	}
 	builder := awshttp.NewBuildableClient().
-		WithTimeout(s3AttemptTimeout).
-		WithDialerOptions(func(n *net.Dialer) { n.Timeout = s3DialTimeout }).
+		WithTimeout(attemptTimeout).
+		WithDialerOptions(func(n *net.Dialer) { n.Timeout = dialTimeout }).
 		WithTransportOptions(func(t *http.Transport) {
-			t.TLSHandshakeTimeout = s3DialTimeout
+			t.TLSHandshakeTimeout = dialTimeout
 			t.MaxIdleConnsPerHost = maxRequests
 		})
 	options := []func(*config.LoadOptions) error{
@@ -141,8 +99,8 @@ func (d *s3Driver) connect(ctx context.Context) (*s3.Client, error) {
 		config.WithLogger(logging.Nop{}),
 		config.WithRetryer(func() aws.Retryer {
 			return retry.NewStandard(func(o *retry.StandardOptions) {
-				o.MaxAttempts = s3Attempts
-				o.MaxBackoff = s3MaxBackoff
+				o.MaxAttempts = attempts
+				o.MaxBackoff = maxBackoff
 			})
 		}),
 	}
@@ -163,8 +121,8 @@ func (d *s3Driver) connect(ctx context.Context) (*s3.Client, error) {
 		cfg.Credentials = markedCredentials{cfg.Credentials}
 	}
 	d.http = &http.Client{
-		Timeout:       s3AttemptTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       attemptTimeout,
+		CheckRedirect: stay,
 	}
 	if b, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok {
 		d.http.Transport = b.GetTransport() // with AWS_CA_BUNDLE
@@ -191,27 +149,19 @@ func (d *s3Driver) close() error {
 	return nil
 }
 
-func (d *s3Driver) name(key string) *string { return aws.String(d.prefix + key) }
-
 func (d *s3Driver) get(ctx context.Context, key string) ([]byte, Version, error) {
 	client, err := d.connect(ctx)
 	if err != nil {
 		return nil, "", err
 	}
-	out, err := client.GetObject(ctx, &s3.GetObjectInput{Bucket: &d.bucket, Key: d.name(key)})
+	out, err := client.GetObject(ctx, &s3.GetObjectInput{Bucket: &d.bucket, Key: aws.String(d.name(key))})
 	if err != nil {
 		return nil, "", d.explain(err)
 	}
 	defer func() { _ = out.Body.Close() }()
-	if aws.ToInt64(out.ContentLength) > MaxObject {
-		return nil, "", ErrTooLarge
-	}
-	value, err := io.ReadAll(io.LimitReader(out.Body, MaxObject+1))
+	value, err := readObject(out.Body, out.ContentLength)
 	if err != nil {
 		return nil, "", d.explain(err)
-	}
-	if len(value) > MaxObject {
-		return nil, "", ErrTooLarge
 	}
 	return value, version(out.ETag), nil
 }
@@ -221,15 +171,15 @@ func (d *s3Driver) put(ctx context.Context, key string, value []byte, cond condi
 	if err != nil {
 		return "", false, err
 	}
-	in := &s3.PutObjectInput{Bucket: &d.bucket, Key: d.name(key), Body: bytes.NewReader(value)}
+	in := &s3.PutObjectInput{Bucket: &d.bucket, Key: aws.String(d.name(key)), Body: bytes.NewReader(value)}
 	if cond.absent {
 		in.IfNoneMatch = aws.String("*")
 	}
 	if cond.match != "" {
 		in.IfMatch = aws.String(`"` + string(cond.match) + `"`)
 	}
-	var sent atomic.Int32
-	out, err := client.PutObject(context.WithValue(ctx, sentKey{}, &sent), in)
+	ctx, sent := counting(ctx)
+	out, err := client.PutObject(ctx, in)
 	if err != nil {
 		err = d.explain(err)
 		unclear := sent.Load() > 1 || !isRefusal(err)
@@ -239,25 +189,24 @@ func (d *s3Driver) put(ctx context.Context, key string, value []byte, cond condi
 		return "", unclear, err
 	}
 	if out.ETag == nil {
-		return "", false, &fault{message: fmt.Sprintf("bucket %q answers writes without an ETag", d.bucket), hint: "edge needs a storage with conditional writes"}
+		return "", false, errNoVersion("bucket", d.bucket, "an ETag")
 	}
 	return version(out.ETag), false, nil
 }
 
-func (d *s3Driver) remove(ctx context.Context, key string) error {
+// remove takes no condition: servers of S3 that do not know conditional deletes
+// ignore it, or refuse it.
+func (d *s3Driver) remove(ctx context.Context, key string, _ Version) error {
 	client, err := d.connect(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &d.bucket, Key: d.name(key)})
+	_, err = client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &d.bucket, Key: aws.String(d.name(key))})
 	return ignoreMissing(d.explain(err))
 }
 
 func (d *s3Driver) list(ctx context.Context, dir, token string) (page, error) {
-	in := &s3.ListObjectsV2Input{Prefix: &d.prefix, MaxKeys: aws.Int32(d.pageSize)}
-	if dir != "" {
-		in.Prefix = d.name(dir + "/")
-	}
+	in := &s3.ListObjectsV2Input{Prefix: aws.String(d.below(dir)), MaxKeys: aws.Int32(d.pageSize)}
 	if token != "" {
 		in.ContinuationToken = &token
 	}
@@ -276,9 +225,9 @@ func (d *s3Driver) listPage(ctx context.Context, in *s3.ListObjectsV2Input) (pag
 	}
 	var p page
 	for _, o := range out.Contents {
-		key, ok := strings.CutPrefix(aws.ToString(o.Key), d.prefix)
-		if !ok || checkKey(key) != nil {
-			continue // such as the "dir/" that consoles create
+		key, ok := d.key(aws.ToString(o.Key))
+		if !ok {
+			continue
 		}
 		p.objects = append(p.objects, Object{
 			Key: key, Version: version(o.ETag), Size: aws.ToInt64(o.Size), Modified: aws.ToTime(o.LastModified),
@@ -294,41 +243,18 @@ func (d *s3Driver) listPage(ctx context.Context, in *s3.ListObjectsV2Input) (pag
 
 // stat lists instead of asking with HEAD, whose errors have no text.
 func (d *s3Driver) stat(ctx context.Context, key string) (Object, bool, error) {
-	p, err := d.listPage(ctx, &s3.ListObjectsV2Input{Prefix: d.name(key), MaxKeys: aws.Int32(1)})
+	p, err := d.listPage(ctx, &s3.ListObjectsV2Input{Prefix: aws.String(d.name(key)), MaxKeys: aws.Int32(1)})
 	if err != nil {
 		return Object{}, false, err
 	}
 	if len(p.objects) > 0 && p.objects[0].Key == key { // the shortest name comes first
 		return p.objects[0], true, nil
 	}
-	// Two, since the first may be the marker that consoles create.
-	p, err = d.listPage(ctx, &s3.ListObjectsV2Input{Prefix: d.name(key + "/"), MaxKeys: aws.Int32(2)})
-	if err != nil {
-		return Object{}, false, err
-	}
-	if len(p.objects) == 0 {
-		return Object{}, false, fs.ErrNotExist
-	}
-	return Object{Key: key}, false, nil
+	return statDirectory(ctx, d, key)
 }
 
 func version(etag *string) Version {
 	return Version(strings.Trim(aws.ToString(etag), `"`))
-}
-
-// sentKey is the context key of a counter of requests on the wire.
-type sentKey struct{}
-
-// countedClient counts the attempts of one operation. The SDK does not tell
-// them when the operation fails, and whether a conflict can be with our own
-// write depends on it.
-type countedClient struct{ s3.HTTPClient }
-
-func (c countedClient) Do(r *http.Request) (*http.Response, error) {
-	if sent, ok := r.Context().Value(sentKey{}).(*atomic.Int32); ok {
-		sent.Add(1)
-	}
-	return c.HTTPClient.Do(r)
 }
 
 // markedCredentials lets explain recognise that there are no credentials,
@@ -342,8 +268,3 @@ func (m markedCredentials) Retrieve(ctx context.Context) (aws.Credentials, error
 	}
 	return c, nil
 }
-
-type credentialsError struct{ cause error }
-
-func (e *credentialsError) Error() string { return "no credentials: " + e.cause.Error() }
-func (e *credentialsError) Unwrap() error { return e.cause }

@@ -142,7 +142,7 @@ func TestListingWithoutItsEndIsRefused(t *testing.T) {
 		if len(objects) > 0 {
 			t.Errorf("%s: got %v, want none of a listing without its end", name, objects)
 		}
-		wantText(t, err, `list "d": the storage does not say how a long listing goes on (edge needs ListObjectsV2)`)
+		wantText(t, err, `list "d": the storage does not say how a long listing goes on (edge needs listings in pages, in S3 ListObjectsV2)`)
 	}
 }
 

@@ -1,17 +1,12 @@
 package store
 
 import (
-	"context"
-	"crypto/tls"
+	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"net/http"
 	"strings"
-	"syscall"
-	"unicode"
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
@@ -43,8 +38,8 @@ var s3Aliases = map[string]string{
 // explain turns an error of the SDK into one line for the operator. The SDK's
 // own text, which may quote requests, stays behind Unwrap.
 func (d *s3Driver) explain(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.Is(err, ErrTooLarge) {
+		return err
 	}
 	status, region := 0, ""
 	if re, ok := errors.AsType[*awshttp.ResponseError](err); ok && re.Response != nil {
@@ -75,13 +70,7 @@ func (d *s3Driver) explain(err error) error {
 	case status != 0:
 		return &responseError{fault{fmt.Sprintf("bucket %s answered %d %s: %s", d.bucket, status, oneLine(code), oneLine(text)), "", err}, status}
 	}
-	return d.explainNetwork(err)
-}
-
-// responseError is a fault with the status of the response.
-type responseError struct {
-	fault
-	status int
+	return d.peer().explain(err)
 }
 
 // isConflict reports whether a conditional write lost. 404 is If-Match on an
@@ -89,19 +78,6 @@ type responseError struct {
 func isConflict(err error) bool {
 	f, ok := errors.AsType[*responseError](err)
 	return ok && (f.status == http.StatusPreconditionFailed || f.status == http.StatusConflict || errors.Is(f, fs.ErrNotExist))
-}
-
-// isRefusal reports whether the server answered that it did not do it.
-func isRefusal(err error) bool {
-	f, ok := errors.AsType[*responseError](err)
-	return ok && f.status < http.StatusInternalServerError
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 func (d *s3Driver) explainCredentials(code string, err error) error {
@@ -134,48 +110,6 @@ func (d *s3Driver) explainRegion(region, text string, err error) fault {
 	return fault{fmt.Sprintf("bucket %s is in region %s", d.bucket, region), "set region=" + region + " in the storage URL", err}
 }
 
-// explainNetwork is about requests that got no answer.
-func (d *s3Driver) explainNetwork(err error) error {
-	where := d.endpoint
-	if where == "" {
-		where = "S3"
-	}
-	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		return &fault{fmt.Sprintf("host %s of the storage cannot be resolved", dns.Name), "check endpoint and region in the storage URL, and DNS", err}
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return &fault{where + " shows a certificate that is not trusted", "set AWS_CA_BUNDLE to the file of its CA", err}
-	}
-	var timeout net.Error
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return &fault{where + " refuses connections", "is the storage running, and is endpoint in the storage URL right?", err}
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return &fault{where + " did not answer in time", "check the network and endpoint in the storage URL", err}
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
-		return &fault{where + " closed the connection", "edge tries again by itself; if it lasts, look at the storage and at proxies before it", err}
-	}
-	return &fault{where + ": " + oneLine(innermost(err).Error()), "", err}
-}
-
-func innermost(err error) error {
-	for next := errors.Unwrap(err); next != nil; next = errors.Unwrap(err) {
-		err = next
-	}
-	return err
-}
-
-// oneLine makes foreign text fit for a log line.
-func oneLine(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, s)
-	const most = 200
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "") + "…"
-	}
-	return s
+func (d *s3Driver) peer() peer {
+	return peer{cmp.Or(d.endpoint, "S3"), "endpoint and region", "set AWS_CA_BUNDLE to the file of its CA"}
 }

@@ -1,5 +1,6 @@
 // Package store keeps certificates and everything that belongs to them in
-// storage that all replicas of edge share: a directory or an S3 bucket.
+// storage that all replicas of edge share: a directory, or a bucket of S3,
+// Google Cloud Storage or Azure Blob Storage.
 //
 //	s, err := store.Open(ctx, "s3://acme-edge/prod?region=eu-west-1", store.Options{})
 //	if err != nil { … }
@@ -17,12 +18,13 @@
 // read and write the same data. It adds what several writers need: versions,
 // compare-and-swap and leases that notice that they are lost.
 //
-// Swap compares values, not histories. A version names the content of an
-// object, so an object that went from A to B and back to A has the version of
-// A again, and a Swap made for A succeeds. That is sound, since everything the
-// caller concluded from A holds again, and it is all that S3 offers: an ETag
-// is a digest too. Who needs to see every change puts a counter or a random
-// nonce into the value, as leases do.
+// Swap compares values, not histories. In a directory and in S3 a version is a
+// digest of the content, so an object that went from A to B and back to A has
+// the version of A again, and a Swap made for A succeeds. That is sound, since
+// everything the caller concluded from A holds again. At Google (generation)
+// and Azure (ETag) a version names one write, and the Swap conflicts. Who needs
+// to see every change puts a counter or a random nonce into the value, as
+// leases do.
 //
 // A lease is advice with a bound: when a process is stopped for longer than
 // the lease lasts, two may believe for a moment that they hold it. What must
@@ -108,11 +110,25 @@ type Store struct {
 //
 //	file:///var/lib/edge
 //	s3://bucket/prefix?region=eu-west-1&endpoint=https://minio:9000&path_style=true
+//	gs://bucket/prefix?credentials=/etc/edge/key.json
+//	azblob://container/prefix?account=acmeedge
 //
 // It checks the URL only and touches neither network nor disk; Probe does.
-// S3 credentials come from the AWS default chain (environment, profile, web
-// identity, container and instance roles) at the first request. With an
-// endpoint, path_style is true unless the URL says false.
+// Credentials are looked for at the first request, in the way of each cloud:
+//
+//   - s3: the AWS default chain (environment, profile, web identity, container
+//     and instance roles). With an endpoint, path_style is true unless the URL
+//     says false.
+//   - gs: application default credentials (GOOGLE_APPLICATION_CREDENTIALS, the
+//     login of gcloud, workload identity, the metadata server), or the file
+//     that credentials names. With an endpoint, or STORAGE_EMULATOR_HOST in the
+//     environment, none are sent, unless credentials names a file or is
+//     "default" for the chain.
+//   - azblob: AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_KEY, or the
+//     chain of azidentity (environment, workload identity, managed identity,
+//     the login of az). account may stand in AZURE_STORAGE_ACCOUNT. endpoint is
+//     the URL of the account where it is not
+//     https://ACCOUNT.blob.core.windows.net, as in other clouds and emulators.
 func Open(_ context.Context, rawURL string, o Options) (*Store, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil {
@@ -128,8 +144,10 @@ func Open(_ context.Context, rawURL string, o Options) (*Store, error) {
 		d, safe, err = openFile(u)
 	case "s3":
 		d, safe, err = openS3(u)
-	case "gs", "azblob":
-		err = &fault{message: fmt.Sprintf("storage scheme %q is not supported yet", u.Scheme), hint: urlHint}
+	case "gs":
+		d, safe, err = openGCS(u)
+	case "azblob":
+		d, safe, err = openAzure(u)
 	default:
 		err = &fault{message: fmt.Sprintf("unknown storage scheme %q", u.Scheme), hint: urlHint}
 	}
@@ -139,7 +157,7 @@ func Open(_ context.Context, rawURL string, o Options) (*Store, error) {
 	return newStore(d, safe, o), nil
 }
 
-const urlHint = "s3://bucket/prefix?region=eu-west-1 or file:///var/lib/edge"
+const urlHint = "s3://bucket/prefix?region=eu-west-1, gs://bucket/prefix, azblob://container/prefix?account=… or file:///var/lib/edge"
 
 func newStore(d driver, safeURL string, o Options) *Store {
 	s := &Store{
@@ -191,7 +209,7 @@ func (s *Store) LoadVersion(ctx context.Context, key string) ([]byte, Version, e
 // returns the new version. An old of "" creates: the key must not exist. When
 // the condition does not hold the error is ErrConflict.
 //
-// A write whose reply got lost is sent again by the S3 client and then
+// A write whose reply got lost is sent again by the clients and then
 // conflicts with itself. Swap therefore reads back after an unclear outcome:
 // when the object holds exactly value, that is success. Any error other than
 // ErrConflict leaves open whether the write happened, or still will.
@@ -257,7 +275,7 @@ func (s *Store) walk(ctx context.Context, dir string) (objects []Object, err err
 
 // errEndless refuses a listing without its end: what is missing from it would
 // pass for deleted.
-var errEndless = &fault{message: "the storage does not say how a long listing goes on", hint: "edge needs ListObjectsV2"}
+var errEndless = &fault{message: "the storage does not say how a long listing goes on", hint: "edge needs listings in pages, in S3 ListObjectsV2"}
 
 // Close ends the heartbeats of leases that are still held, without releasing
 // them: their holders may still be at work, so heirs wait until the leases

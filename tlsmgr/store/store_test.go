@@ -38,9 +38,19 @@ func TestURLsAreCheckedWithoutEchoingSecrets(t *testing.T) {
 		{"file:data", "needs an absolute path"},
 		{"file://", "needs an absolute path"},
 		{"file:///data?mode=hunter2", "takes no options"},
-		{"gs://edge/hunter2", `scheme "gs" is not supported yet (s3://bucket/prefix`},
-		{"azblob://edge", "not supported yet"},
-		{"/var/lib/edge", `unknown storage scheme "" (s3://bucket/prefix`},
+		{"gs://edge?token=hunter2", "unknown option (known are endpoint and credentials)"},
+		{"gs://user:hunter2@edge", "holds no credentials (set GOOGLE_APPLICATION_CREDENTIALS"},
+		{"gs://UPPER", "no valid bucket name (gs://bucket/prefix"},
+		{"gs://edge/a//b", "the prefix is no valid key"},
+		{"gs://edge?credentials={hunter2}", "credentials is neither an absolute path nor default (credentials=/etc/edge/key.json)"},
+		{"gs://edge?endpoint=ftp://hunter2", "endpoint is no http or https URL"},
+		{"gs://edge?credentials=default&endpoint=http://storage.example.com", "credentials would be sent unencrypted (use an https endpoint)"},
+		{"azblob://edge?key=hunter2", "unknown option (known are account and endpoint)"},
+		{"azblob://edge:hunter2@edge", "holds no credentials (set AZURE_STORAGE_KEY"},
+		{"azblob://a--b?account=acme", "no valid container name (azblob://container/prefix"},
+		{"azblob://edge?account=hunter2-", "account is no name of a storage account (account=acmeedge)"},
+		{"azblob://edge?endpoint=https://acme?sig=hunter2", "endpoint is no http or https URL"},
+		{"/var/lib/edge", `unknown storage scheme "" (s3://bucket/prefix?region=eu-west-1, gs://bucket/prefix, azblob://container/prefix?account=… or file:///var/lib/edge)`},
 		{"https://user:hunter2@host", `unknown storage scheme "https"`},
 	} {
 		_, err := store.Open(t.Context(), c.url, store.Options{})
@@ -54,6 +64,8 @@ func TestURLNamesTheStoreInOneWay(t *testing.T) {
 		"file://localhost/var/./edge": "file:///var/edge",
 		"s3://edge":                   "s3://edge/",
 		"s3://edge/a/b/?region=eu-west-1&endpoint=http://m:9000": "s3://edge/a/b?endpoint=http%3A%2F%2Fm%3A9000&region=eu-west-1",
+		"gs://edge/a/?credentials=/etc/key.json": "gs://edge/a?credentials=%2Fetc%2Fkey.json",
+		"azblob://edge/a/?account=acme":          "azblob://edge/a?account=acme",
 	} {
 		s := newStore(t, raw, store.Options{})
 		if s.URL() != want {
