@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -282,12 +281,6 @@ func sayings(problems Problems) []string {
 		all = append(all, p.Path+": "+p.Message)
 	}
 	return all
-}
-
-func TestAnnotatedDefaultIsValid(t *testing.T) {
-	cfg := load(t, filepath.Join("..", "routes.yaml"))
-	complete(t, cfg)
-	equal(t, "warnings", len(cfg.Warnings), 0)
 }
 
 func TestTheSocketIsKnownAlsoWhenTheRestIsWrong(t *testing.T) {

@@ -41,7 +41,8 @@ func TestEveryKeyOfAProviderArrives(t *testing.T) {
 	equal(t, "machine", cfg.Providers["machine"].GoogleCloudDNS, &GoogleCloudDNS{})
 	equal(t, "azure", cfg.Providers["azure"].Azure, &AzureDNS{
 		"00000000-0000-0000-0000-000000000000", "dns_(prod)",
-		"11111111-0000-0000-0000-000000000000", "22222222-0000-0000-0000-000000000000", Secret{"credential:azure"},
+		"11111111-0000-0000-0000-000000000000", "22222222-0000-0000-0000-000000000000",
+		Secret{"credential:azure"},
 	})
 	equal(t, "identity", cfg.Providers["identity"].Azure, &AzureDNS{SubscriptionID: "s", ResourceGroup: "g", ClientID: "user-assigned"})
 	equal(t, "exec", cfg.Providers["exec"].Exec, &ExecDNS{[]string{"/usr/local/bin/change-dns", "-v", "-v", ""}, 2 * time.Minute})

@@ -344,8 +344,10 @@ func notForChallenge(key, kind string) *refusal {
 }
 
 func noBinding(ca, page string) *refusal {
-	return &refusal{fmt.Sprintf("%s wants the account bound to one of its own, and \"eab\" is missing", ca),
-		"under issuers:, acme: {eab: {key_id: SECRET, hmac: SECRET}}; get both at " + page}
+	return &refusal{
+		fmt.Sprintf("%s wants the account bound to one of its own, and \"eab\" is missing", ca),
+		"under issuers:, acme: {eab: {key_id: SECRET, hmac: SECRET}}; get both at " + page,
+	}
 }
 
 func noIssuer(host string) *refusal {
@@ -353,18 +355,24 @@ func noIssuer(host string) *refusal {
 }
 
 func localName(name, issuer string) *refusal {
-	return &refusal{fmt.Sprintf("%q exists only inside a network, and issuer %q is a public CA", name, issuer),
-		"name an issuer of your own, like lab: {internal: {}}; a local host of a route needs no entry here"}
+	return &refusal{
+		fmt.Sprintf("%q exists only inside a network, and issuer %q is a public CA", name, issuer),
+		"name an issuer of your own, like lab: {internal: {}}; a local host of a route needs no entry here",
+	}
 }
 
 func addressByDNS(name, issuer, challenge string) *refusal {
-	return &refusal{fmt.Sprintf("issuer %q proves names by %s, and %q is an IP address", issuer, challenge, name),
-		"RFC 8738 wants http-01 or tls-alpn-01; list it under certificates: with an issuer that has such a challenge"}
+	return &refusal{
+		fmt.Sprintf("issuer %q proves names by %s, and %q is an IP address", issuer, challenge, name),
+		"RFC 8738 wants http-01 or tls-alpn-01; list it under certificates: with an issuer that has such a challenge",
+	}
 }
 
 func wildcardByHost(name, issuer, challenge string) *refusal {
-	return &refusal{fmt.Sprintf("issuer %q proves names by %s, and %q is a wildcard", issuer, challenge, name),
-		"CAs want dns-01 or dns-persist-01; list it under certificates: with an issuer that has such a challenge"}
+	return &refusal{
+		fmt.Sprintf("issuer %q proves names by %s, and %q is a wildcard", issuer, challenge, name),
+		"CAs want dns-01 or dns-persist-01; list it under certificates: with an issuer that has such a challenge",
+	}
 }
 
 func nameInTwoCertificates(name, other string) *refusal {
@@ -402,8 +410,10 @@ func conflictingPolicies(a, b string) *refusal {
 }
 
 func conflictingCAs(host, other string) *refusal {
-	return &refusal{fmt.Sprintf("%q and route %q, which takes what is left of it, demand certificates of different client CAs", host, other),
-		"a connection shows one certificate; use one CA, or a listener of its own"}
+	return &refusal{
+		fmt.Sprintf("%q and route %q, which takes what is left of it, demand certificates of different client CAs", host, other),
+		"a connection shows one certificate; use one CA, or a listener of its own",
+	}
 }
 
 func emptyPolicy() *refusal {
@@ -437,8 +447,10 @@ func sameEndpointTwice(url string) *refusal {
 }
 
 func needsPort(challenge string, port int, listener string) *refusal {
-	return &refusal{fmt.Sprintf("no listener answers %s on port %d, where CAs ask", challenge, port),
-		"ignore this when a load balancer maps the port; else add " + listener}
+	return &refusal{
+		fmt.Sprintf("no listener answers %s on port %d, where CAs ask", challenge, port),
+		"ignore this when a load balancer maps the port; else add " + listener,
+	}
 }
 
 // several lists the first of many names.
