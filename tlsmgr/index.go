@@ -89,9 +89,13 @@ func (x *index) find(name string) *entry {
 
 // certificateFor answers a handshake: nil, nil makes crypto/tls send the alert
 // unrecognized_name (RFC 6066 section 3), where an error would be
-// internal_error. Clients without a server name get the certificate fallback.
+// internal_error. Clients without a server name get that of the address that
+// they reached, else the certificate fallback.
 func (x *index) certificateFor(hello *tls.ClientHelloInfo, fallback string) (*tls.Certificate, error) {
 	if hello.ServerName == "" {
+		if e := x.find(localName(hello)); e != nil {
+			return e.choose(hello), nil
+		}
 		if c := x.byID[fallback]; c != nil {
 			return c.tls, nil
 		}
@@ -102,15 +106,20 @@ func (x *index) certificateFor(hello *tls.ClientHelloInfo, fallback string) (*tl
 	if e == nil {
 		return nil, nil //nolint:nilnil // as above
 	}
+	return e.choose(hello), nil
+}
+
+// choose returns the best certificate that the client can use.
+func (e *entry) choose(hello *tls.ClientHelloInfo) *tls.Certificate {
 	if len(e.others) == 0 || hello.SupportsCertificate(e.best.tls) == nil {
-		return e.best.tls, nil
+		return e.best.tls
 	}
 	for _, c := range e.others {
 		if hello.SupportsCertificate(c.tls) == nil {
-			return c.tls, nil
+			return c.tls
 		}
 	}
-	return e.best.tls, nil
+	return e.best.tls
 }
 
 // A candidate is a certificate that may serve.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"edge/config"
 )
@@ -169,6 +170,40 @@ func TestClientWithoutServerNameGetsTheDefaultCertificate(t *testing.T) {
 	for host, want := range map[string]bool{"old.a.test": true, "new.a.test": false, "b.test": false} {
 		if got := same(m, "", host); got != want {
 			t.Errorf("without a server name, host %q: admitted %v, want %v", host, got, want)
+		}
+	}
+}
+
+// Clients that connect to an IP address send no server name.
+func TestClientWithoutServerNameGetsTheCertificateOfTheAddress(t *testing.T) {
+	for _, fallback := range []string{"", "file"} {
+		m, ca := policyManager(t, func(c *config.Config) {
+			c.Listeners["https"].DefaultCertificate = fallback
+			c.Listeners["https"].TLS.MinVersion = tls.VersionTLS12
+		})
+		now := time.Now()
+		address := ca.certificate(t, "address", config.P256, now.Add(-time.Hour), now.Add(time.Hour), "address.test")
+		address.names = append(address.names, "127.0.0.1", "2001:db8::1")
+		all := []candidate{{address, true}, {m.files["file"], true}}
+		m.index.Store(buildIndex(all, []string{"127.0.0.1", "2001:db8::1", "a.test", "old.a.test"}, now))
+
+		cfg := client(ca, "")
+		cfg.InsecureSkipVerify = true
+		state, err := shakeOverTCP(t, m.TLSConfig("https"), cfg)
+		if err != nil || state.PeerCertificates[0].DNSNames[0] != "address.test" {
+			t.Fatalf("default certificate %q: %v", fallback, err)
+		}
+		mark := m.listener("https").any.mark
+		for host, want := range map[string]bool{
+			"127.0.0.1": true, "127.0.0.1:8443": true, "[2001:db8::1]:443": true, "[2001:DB8:0::1]": true, "127.0.0.2": false, "[::1]": false, "address.test": false,
+			"old.a.test": fallback != "", "new.a.test": false,
+		} {
+			if got := m.Admits("https", mark, "", host); got != want {
+				t.Errorf("default certificate %q, host %s: admitted %v, want %v", fallback, host, got, want)
+			}
+		}
+		if m.Admits("https", markOf(m, "https", "new.a.test"), "", "127.0.0.1") {
+			t.Error("an address is admitted under another policy")
 		}
 	}
 }
