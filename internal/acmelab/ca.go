@@ -57,6 +57,12 @@ type CAOptions struct {
 	EABKeys   map[string]string     // key id to base64url MAC key; not empty means required
 	Blocked   []string              // domains that the CA refuses
 	Roots     int                   // alternate chains besides the first
+	Strict    bool                  // refuses what ACME leaves open, to warn of what may come
+	Sleep     int                   // each validation takes less than so many seconds more; 0 is none
+
+	// Instead, if not nil, may answer a request in place of Pebble, as a load
+	// balancer or a rate limit in front of it would; it says whether it did.
+	Instead func(w http.ResponseWriter, r *http.Request) (answered bool)
 
 	// Gate, if not nil, is called with the path of each request before it is
 	// handled. The request waits until Gate returns; others go on.
@@ -74,7 +80,8 @@ type CAOptions struct {
 //   - Its knobs are environment variables, read once when it is built. They are
 //     set only while it is, under a lock, so that parallel tests may use
 //     different values (testing.T.Setenv forbids t.Parallel).
-//   - PEBBLE_VA_NOSLEEP is set: otherwise each validation sleeps up to 4 s.
+//   - PEBBLE_VA_NOSLEEP is set: otherwise each validation sleeps up to 4 s,
+//     or less than CAOptions.Sleep.
 //   - It rejects 5 % of good nonces and reuses half of the valid authorizations
 //     by default. Both are 0 here unless CAOptions says otherwise; but even then
 //     Pebble reuses 1 % (rand.Intn(100) > 0 is false for one value in 100), so
@@ -94,11 +101,12 @@ type CA struct {
 	APICertPEM []byte         // trusts the HTTPS of the directory itself
 	Client     *http.Client   // does so too
 
-	front *front
-	store *db.MemoryStore
-	inner http.Handler // Pebble
-	logs  *lineLog
-	gate  func(string)
+	front   *front
+	store   *db.MemoryStore
+	inner   http.Handler // Pebble
+	logs    *lineLog
+	gate    func(string)
+	instead func(http.ResponseWriter, *http.Request) bool
 
 	serial sync.Mutex // held while Pebble handles a request
 
@@ -118,7 +126,7 @@ func StartCA(o CAOptions) (*CA, error) {
 		}
 	}
 	c := &CA{
-		store: db.NewMemoryStore(), logs: &lineLog{to: o.Log}, gate: o.Gate,
+		store: db.NewMemoryStore(), logs: &lineLog{to: o.Log}, gate: o.Gate, instead: o.Instead,
 		Roots: x509.NewCertPool(), requests: map[string]int{},
 	}
 	if err := accountsOf(c.store, func(reflect.Value) {}); err != nil {
@@ -166,7 +174,8 @@ func (c *CA) build(o CAOptions) (*ca.CAImpl, error) {
 	buildMu.Lock()
 	defer buildMu.Unlock()
 	restore, err := setenv(map[string]string{
-		"PEBBLE_VA_NOSLEEP":      "1",
+		"PEBBLE_VA_NOSLEEP":      strconv.FormatBool(o.Sleep == 0),
+		"PEBBLE_VA_SLEEPTIME":    strconv.Itoa(o.Sleep),
 		"PEBBLE_WFE_NONCEREJECT": strconv.Itoa(o.BadNonces),
 		"PEBBLE_AUTHZREUSE":      strconv.Itoa(o.Reuse),
 	})
@@ -177,7 +186,7 @@ func (c *CA) build(o CAOptions) (*ca.CAImpl, error) {
 	logger := slog.NewLogLogger(c.logs, slog.LevelInfo)
 	authority := ca.New(logger, c.store, "", "ecdsa", o.Roots, 1, o.Profiles)
 	validator := va.New(logger, max(o.HTTPPort, 1), max(o.TLSPort, 1), false, o.DNS, c.store)
-	api := wfe.New(logger, c.store, validator, authority, []string{"lab.test"}, false, len(o.EABKeys) > 0, 0, 0)
+	api := wfe.New(logger, c.store, validator, authority, []string{"lab.test"}, o.Strict, len(o.EABKeys) > 0, 0, 0)
 	mux := http.NewServeMux()
 	mux.Handle("/", api.Handler())
 	mux.Handle("/set-renewal-info/", api.ManagementHandler())
@@ -274,6 +283,9 @@ func (c *CA) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	c.mu.Unlock()
 	if c.gate != nil {
 		c.gate(r.URL.Path)
+	}
+	if c.instead != nil && c.instead(w, r) {
+		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxACMERequest))
 	if err != nil {

@@ -83,15 +83,23 @@ func (c *CA) Rollover(ctx context.Context, a *Account, next crypto.Signer) (*Acc
 	}
 	err := c.do(ctx, request{op: "change the key of the account"}, func(ctx context.Context, s *session) error {
 		_, err := s.client.AccountKeyRollover(ctx, a.acmez(), next)
-		if err == nil || statusOf(ctx)/100 != 4 {
+		if err != nil && statusOf(ctx)/100 != 4 {
 			return err
 		}
-		// Perhaps it was changed by an attempt that did not hear of it.
+		// Refused, it was perhaps changed by an attempt that did not hear of it.
+		// Accepted, it is worth a look: Pebble says 200 and changes nothing when
+		// the key is another account's.
 		known, lookup := s.client.GetAccount(ctx, acme.Account{PrivateKey: next})
-		if lookup == nil && known.Location == a.URL {
+		switch {
+		case lookup == nil && known.Location == a.URL:
 			return nil
+		case err != nil:
+			return err
+		case lookup != nil:
+			return lookup
+		default:
+			return &Error{Kind: BadRequest, text: "change the key of the account: the new key is that of " + oneLine(known.Location) + " (use a fresh one)"}
 		}
-		return err
 	})
 	if err != nil {
 		return nil, err

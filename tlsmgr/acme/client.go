@@ -331,21 +331,30 @@ const (
 	pollMost    = 5 * time.Second
 )
 
-// poll looks until look is done, fails or has been at it for long. look tells how
-// long the CA wants to be left alone; 0 is not at all, then the pauses grow.
+var errUndecided = errors.New("the CA has not decided")
+
+// poll looks until look is done or fails; after timeout it is errUndecided. look
+// tells how long the CA wants to be left alone; 0 is not at all, then the pauses
+// grow.
 func poll(ctx context.Context, timeout time.Duration, look func(context.Context) (done bool, wait time.Duration, err error)) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	bound, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	pause := pollFirst
 	for {
-		done, wait, err := look(ctx)
-		if done || err != nil {
-			return err
+		done, wait, err := look(bound)
+		if done {
+			return nil
 		}
-		if wait <= 0 {
-			wait, pause = pause, min(pause*3/2, pollMost)
+		if err == nil {
+			if wait <= 0 {
+				wait, pause = pause, min(pause*3/2, pollMost)
+			}
+			err = sleep(bound, min(wait, maxPollWait))
 		}
-		if err := sleep(ctx, min(wait, maxPollWait)); err != nil {
+		if err != nil && bound.Err() != nil && ctx.Err() == nil {
+			return errUndecided
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -78,6 +78,9 @@ func (c *CA) explain(r request, err error, n *note) error {
 	e := &Error{Kind: Unreachable, cause: err}
 	var reason, hint string
 	switch {
+	case errors.Is(err, errTooMany):
+		e.Kind = ServerError
+		reason, hint = c.host()+": "+errTooMany.Error(), "report it to the CA"
 	case n.status == http.StatusTooManyRequests:
 		e.Kind, e.RetryAfter = RateLimited, n.retryAfter
 		reason, hint = fmt.Sprintf("%s answers HTTP %d", c.host(), n.status), "edge waits as long as the CA says"
@@ -96,16 +99,23 @@ func (c *CA) explain(r request, err error, n *note) error {
 
 // refusal is an ACME problem (RFC 8555 section 6.7) with advice.
 func (c *CA) refusal(r request, p acme.Problem, err error, n *note) *Error {
-	e := &Error{Kind: kindOfProblem(p), cause: err}
+	e := c.refusalOf(kindOfProblem(p), r, p)
+	e.cause = err
 	if n.status == http.StatusTooManyRequests || n.status == http.StatusServiceUnavailable || e.Kind == RateLimited {
 		e.RetryAfter = n.retryAfter
 	}
-	e.Names = namesIn(p, r.names)
-	text := r.op + ": the CA refuses: " + describe(p)
-	if hint := c.advice(p, e.Kind); hint != "" {
-		text = shorten(text, maxLine-len(hint)) + " (" + hint + ")"
+	return e
+}
+
+func (c *CA) refusalOf(kind Kind, r request, p acme.Problem) *Error {
+	e := &Error{Kind: kind, Names: namesIn(p, kind, r.names), cause: p}
+	if kind == BadRequest && len(e.Names) > 0 {
+		e.Kind = Rejected // some CAs call names that they do not like malformed
 	}
-	e.text = text
+	e.text = r.op + ": the CA refuses: " + describe(p)
+	if hint := c.advice(p, e.Kind); hint != "" {
+		e.text = shorten(e.text, maxLine-len(hint)) + " (" + hint + ")"
+	}
 	return e
 }
 
@@ -168,14 +178,13 @@ func kindOfAll(all []acme.Subproblem) Kind {
 
 // namesIn is what a problem says about single names: in its subproblems (RFC
 // 8555 section 6.7.1), else in its text, if it is of a kind that is about names.
-func namesIn(p acme.Problem, asked []string) map[string]string {
+func namesIn(p acme.Problem, kind Kind, asked []string) map[string]string {
 	names := map[string]string{}
 	for _, sub := range p.Subproblems {
 		if sub.Identifier.Value != "" {
 			names[strings.ToLower(sub.Identifier.Value)] = reasonOf(sub.Problem)
 		}
 	}
-	kind := kindOfProblem(p)
 	if len(names) > 0 || kind != Rejected && kind != CAA && kind != Unproven {
 		return names
 	}
@@ -196,19 +205,20 @@ func namesIn(p acme.Problem, asked []string) map[string]string {
 // advice is what to do about a problem.
 func (c *CA) advice(p acme.Problem, kind Kind) string {
 	field := "issuers." + c.config.Name + ".acme."
-	switch p.Type {
-	case acme.ProblemTypeUnauthorized:
+	switch {
+	case kind == Unproven:
+		return "does the internet see what edge set up for the challenge?"
+	case p.Type == acme.ProblemTypeUnauthorized:
 		return "is the ACME account deactivated, or does this belong to another one?"
-	case acme.ProblemTypeExternalAccountRequired:
-		if c.eab == nil {
-			return "set " + field + "eab to the key id and HMAC key that the CA gave you"
-		}
+	case p.Type == acme.ProblemTypeExternalAccountRequired && c.eab == nil:
+		return "set " + field + "eab to the key id and HMAC key that the CA gave you"
+	case p.Type == acme.ProblemTypeExternalAccountRequired:
 		return "check " + field + "eab; some CAs accept a key only once"
-	case acme.ProblemTypeInvalidContact, acme.ProblemTypeUnsupportedContact:
+	case p.Type == acme.ProblemTypeInvalidContact, p.Type == acme.ProblemTypeUnsupportedContact:
 		return "check " + field + "email"
-	case acme.ProblemTypeUserActionRequired:
+	case p.Type == acme.ProblemTypeUserActionRequired:
 		return "the CA wants a person to visit it, perhaps to accept new terms"
-	case acme.ProblemTypeBadCSR:
+	case p.Type == acme.ProblemTypeBadCSR:
 		return "the CA does not like the key type or the names"
 	}
 	switch kind {
@@ -220,11 +230,9 @@ func (c *CA) advice(p acme.Problem, kind Kind) string {
 		return "a CAA record of the domain forbids this CA"
 	case AccountLost:
 		return "edge registers a new account at the next attempt"
-	case Unproven:
-		return "does the internet see what edge set up for the challenge?"
 	case ServerError:
 		return "edge tries again; see the CA's status page"
-	case BadRequest, Unreachable, Other:
+	case Unproven, BadRequest, Unreachable, Other:
 	}
 	return ""
 }

@@ -183,7 +183,7 @@ func (o *Order) settle(ctx context.Context, timeout time.Duration, status string
 		wait, err := o.look(ctx)
 		return o.Status != status, wait, err
 	})
-	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, errUndecided) {
 		return nil
 	}
 	if err != nil {
@@ -218,7 +218,7 @@ func (o *Order) finalize(ctx context.Context, csr []byte) error {
 		return err
 	}
 	if look := o.refresh(ctx); look != nil {
-		return errors.Join(look)
+		return look
 	}
 	if err != nil && o.Status != acme.StatusProcessing && o.Status != acme.StatusValid {
 		return err
@@ -232,7 +232,11 @@ func (o *Order) invalid() error {
 	if p == nil {
 		p = &acme.Problem{Detail: "the order is invalid, without a reason"}
 	}
-	return o.ca.refusal(request{op: "finalize the order", names: o.Names}, *p, *p, &note{})
+	r := request{op: "finalize the order", names: o.Names}
+	if p.Type == acme.ProblemTypeUnauthorized { // here it is about the names, not about the account
+		return o.ca.refusalOf(Unproven, r, *p)
+	}
+	return o.ca.refusalOf(kindOfProblem(*p), r, *p)
 }
 
 // maxChainRequests bounds the download of a chain and its alternates.

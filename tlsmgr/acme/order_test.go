@@ -246,7 +246,7 @@ func TestEndlessAlternatesEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = o.Chain(t.Context(), nil)
-	refused(t, err, acme.Unreachable, "too many requests for one step")
+	refused(t, err, acme.ServerError, "too many requests for one step")
 	if n := seen.count("POST " + acmelab.PathCert); n > 32 {
 		t.Errorf("%d downloads, want at most 32", n)
 	}

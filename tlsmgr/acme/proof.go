@@ -277,7 +277,7 @@ func (o *Order) verdict(ctx context.Context, p Proof) error {
 			return false, 0, &errRefused{failureOf(authz)}
 		}
 	})
-	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, errUndecided) {
 		return &Error{Kind: ServerError, text: fmt.Sprintf("prove %s: the CA did not decide within %s (edge looks again)", p.Identifier(), pollTimeout), cause: err}
 	}
 	return err
