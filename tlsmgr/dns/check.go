@@ -79,7 +79,7 @@ func (s *Solver) Check(ctx context.Context, name string, o CheckOptions) *Report
 		c.nameServers(ctx)
 		c.answers(ctx)
 		c.persistent(ctx)
-	default:
+	case config.HTTP01, config.TLSALPN01:
 		c.addresses(ctx)
 	}
 	c.caa(ctx)
@@ -98,15 +98,9 @@ func (c *check) resolvers(ctx context.Context) {
 	good := 0
 	var detail []string
 	for _, v := range views {
-		said := ""
-		switch {
-		case v.err != nil:
-			said = reason(v.err)
-		default:
-			said = rcode(v.answer.Rcode)
-			if v.answer.Rcode == miekg.RcodeSuccess || v.answer.Rcode == miekg.RcodeNameError {
-				good++
-			}
+		said := v.code()
+		if v.usable() {
+			good++
 		}
 		detail = append(detail, fmt.Sprintf("%s: SOA %s: %s", v.who(), bare(c.host), said))
 	}
@@ -130,18 +124,14 @@ func (c *check) cname(ctx context.Context) {
 		c.fail(title, err, "the record is written at the name itself if the zone is known from the provider")
 		return
 	}
-	chain, err := c.s.chase(ctx, name)
+	chain, _ := c.s.chase(ctx, name) // shown as far as it goes
 	var detail []string
 	for i := 1; i < len(chain); i++ {
 		detail = append(detail, fmt.Sprintf("%s: %s CNAME %s", by, bare(chain[i-1]), bare(chain[i])))
 	}
-	if err != nil {
-		c.fail(title, err, "correct the CNAME records: a CA follows them and finds nothing", detail...)
-		return
-	}
 	target, err := c.s.follow(ctx, name)
 	if err != nil {
-		c.fail(title, err, "", detail...)
+		c.fail(title, err, "correct the CNAME records: a CA follows them and finds nothing", detail...)
 		return
 	}
 	c.target = target

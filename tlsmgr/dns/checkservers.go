@@ -61,17 +61,13 @@ func (c *check) delegation(ctx context.Context) {
 func (c *check) compare(ctx context.Context, title string, views []seen) {
 	var detail []string
 	for _, v := range views {
-		if v.err != nil {
-			detail = append(detail, v.who()+": "+reason(v.err))
+		if !v.usable() {
+			detail = append(detail, v.who()+": "+v.code())
 			continue
 		}
 		given := hosts(slices.Concat(v.answer.Answer, v.answer.Ns), c.zone)
-		switch code := v.answer.Rcode; {
-		case code != miekg.RcodeSuccess && code != miekg.RcodeNameError:
-			detail = append(detail, v.who()+": "+rcode(code))
-			continue
-		case len(given) == 0:
-			detail = append(detail, fmt.Sprintf("%s: NS %s: %s, no name servers", v.who(), bare(c.zone), rcode(code)))
+		if len(given) == 0 {
+			detail = append(detail, fmt.Sprintf("%s: NS %s: %s, no name servers", v.who(), bare(c.zone), v.code()))
 			c.add(title, StateFailed, detail...).Hint = fmt.Sprintf("nobody outside finds zone %s: publish its name servers in the parent zone, or, if it is private, use the issuer internal", bare(c.zone))
 			return
 		}
@@ -175,34 +171,30 @@ func (c *check) answers(ctx context.Context) {
 		c.skip(title, "no name server is known")
 		return
 	}
-	resolvers := c.s.authoritative.Off && len(c.s.authoritative.Servers) == 0
 	alive := map[int]bool{}
 	var detail []string
-	lame, silent := false, false
 	views := c.s.survey(ctx, c.servers, c.target, miekg.TypeTXT)
+	lame := false
 	for _, v := range views {
-		said := ""
+		said := v.code()
 		switch {
-		case v.err != nil:
-			said = reason(v.err)
-		case v.answer.Rcode != miekg.RcodeSuccess && v.answer.Rcode != miekg.RcodeNameError:
-			said, lame = rcode(v.answer.Rcode), true
-		case !resolvers && !v.answer.Authoritative:
-			said, lame = rcode(v.answer.Rcode)+", not authoritative", true
+		case v.usable() && !c.s.authoritative.Off && !v.answer.Authoritative:
+			said, lame = said+", not authoritative", true
+		case v.usable():
+			alive[v.index] = true
 		default:
-			said, alive[v.index] = rcode(v.answer.Rcode), true
+			lame = lame || v.err == nil
 		}
 		detail = append(detail, fmt.Sprintf("%s: TXT %s: %s", v.who(), bare(c.target), said))
 	}
-	for _, v := range views {
-		silent = silent || v.err != nil && !alive[v.index]
-	}
+	quiet := func(v seen) bool { return v.err != nil }
+	silent := slices.ContainsFunc(views, func(v seen) bool { return quiet(v) && !alive[v.index] })
 	switch {
 	case lame:
 		c.add(title, StateFailed, detail...).Hint = "a server does not serve this zone: correct it, or take it out of the NS records"
 	case silent:
 		c.add(title, StateFailed, detail...).Hint = "a server is silent, or port 53 to it is blocked from here: UDP and TCP; then see authoritative in the issuer"
-	case len(alive) > 0 && slices.ContainsFunc(views, func(v seen) bool { return v.err != nil }):
+	case slices.ContainsFunc(views, quiet):
 		c.add(title, StateWarning, detail...).Hint = "every server answers at one address at least, which suffices here; a CA may ask the others"
 	default:
 		c.add(title, StateOK, detail...)

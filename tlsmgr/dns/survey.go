@@ -27,6 +27,19 @@ func (v seen) who() string {
 	return fmt.Sprintf("%s (%s)", bare(v.server.name), v.address)
 }
 
+// code is the response code, or why there is no answer.
+func (v seen) code() string {
+	if v.err != nil {
+		return reason(v.err)
+	}
+	return rcode(v.answer.Rcode)
+}
+
+// usable says that the server knows whether the name exists.
+func (v seen) usable() bool {
+	return v.err == nil && (v.answer.Rcode == miekg.RcodeSuccess || v.answer.Rcode == miekg.RcodeNameError)
+}
+
 // survey puts one question to every address of the witnesses at once. Resolvers
 // are asked to look it up, others for what they know themselves.
 func (s *Solver) survey(ctx context.Context, servers []nameServer, name string, qtype uint16) []seen {
