@@ -24,7 +24,7 @@ type Config struct {
 	Listeners    map[string]*Listener
 	Storage      Storage
 	Providers    map[string]*Provider
-	Issuers      map[string]*Issuer
+	Issuers      map[string]*Issuer      // as written, and InternalIssuer where local names need it; see IssuersFor
 	Certificates map[string]*Certificate // as written; empty means inferred from route hosts
 	ServeOnly    bool                    // certificates_role: serve; this replica orders nothing and needs no DNS credentials
 	Bundles      Bundles
@@ -33,7 +33,7 @@ type Config struct {
 	Control      Control
 	Telemetry    Telemetry
 	Log          Log
-	Webhook      Secret // URL that certificate warnings are posted to; zero means none
+	Webhook      Secret // URL that certificate warnings are posted to, read by WebhookURL; zero means none
 	Drain        Drain
 	Warnings     []Problem // legal but probably wrong
 }
@@ -70,7 +70,7 @@ type TLS struct {
 
 // Storage says where certificates, accounts and locks are kept.
 type Storage struct {
-	URL      string   // file:///dir, s3://bucket/prefix?region=…, gs://bucket/prefix, azblob://container/prefix?account=…
+	URL      string   // file:///dir, s3://bucket/prefix?region=…, gs://bucket/prefix, azblob://container/prefix?account=…; options are checked by name and form
 	Keys     []Secret // base64 of 32 bytes each; the first encrypts, all decrypt; none: private keys are stored as they are
 	Snapshot string   // directory for an encrypted copy that edge starts from when the storage is down; "" is none; needs Keys
 	Pos      Pos
@@ -116,7 +116,8 @@ type GoogleCloudDNS struct {
 	Credentials Secret // JSON of a service account; zero means the default chain
 }
 
-// AzureDNS is Azure DNS; without ClientSecret the default chain is used
+// AzureDNS is Azure DNS. SubscriptionID and ResourceGroup are those of the zones
+// and never empty; without ClientSecret the default chain is used
 // (environment, workload identity, managed identity).
 type AzureDNS struct {
 	SubscriptionID string
@@ -129,8 +130,8 @@ type AzureDNS struct {
 // ExecDNS is a program of the operator's that changes records:
 // COMMAND… add|delete ZONE NAME VALUE, once for each value.
 type ExecDNS struct {
-	Command []string // absolute path and leading arguments
-	Timeout time.Duration
+	Command []string      // absolute path and leading arguments
+	Timeout time.Duration // of one call
 }
 
 // Challenge is how control of names is proven to a CA.
@@ -240,7 +241,7 @@ const (
 
 // Bundles are the defaults for certificates that are inferred from route hosts.
 type Bundles struct {
-	Issuers  []string
+	Issuers  []string // of names that are not local; IssuersFor knows the others
 	Packing  Packing
 	MaxNames int
 	KeyTypes []KeyType // one certificate for each
@@ -306,7 +307,7 @@ type Limits struct {
 // longest segment prefix; then file order).
 type Route struct {
 	Name      string   // "routes[2]" when not named
-	Hosts     []string // canonical; "*.zone" is a wildcard of one label; empty means any host
+	Hosts     []string // canonical names and IP addresses; "*.zone" is a wildcard of one label; empty means any host
 	Path      string   // "/" and segment prefixes "/v1"; with Exact only "/v1" itself
 	Exact     bool
 	Listeners []string // names of TLS listeners; never empty
