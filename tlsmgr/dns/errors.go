@@ -76,7 +76,7 @@ func explainUpdate(err error, key, server string) refusal {
 	case strings.Contains(text, `"REFUSED"`):
 		return refusal{
 			fmt.Sprintf("%s answers REFUSED: TSIG key %s may not change these records", server, bare(key)),
-			"allow it in the zone's update-policy, for example: grant KEY wildcard _acme-challenge.* TXT",
+			"allow it in the zone's update-policy: grant KEY name _acme-challenge.NAME. TXT for each name, or grant KEY zonesub TXT",
 		}
 	case strings.Contains(text, `"NOTZONE"`), strings.Contains(text, `"NOTIMP"`):
 		return refusal{server + ": " + oneLine(text), "is server the zone's primary, and are dynamic updates on?"}
