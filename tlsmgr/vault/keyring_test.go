@@ -25,19 +25,19 @@ type sealed struct {
 	} `json:"sealed"`
 }
 
-func parse(t testing.TB, content []byte) (s sealed) {
-	t.Helper()
+func parse(tb testing.TB, content []byte) (s sealed) {
+	tb.Helper()
 	if err := json.Unmarshal(content, &s); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return s
 }
 
-func (s sealed) bytes(t testing.TB) []byte {
-	t.Helper()
+func (s sealed) bytes(tb testing.TB) []byte {
+	tb.Helper()
 	content, err := json.Marshal(s)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return content
 }

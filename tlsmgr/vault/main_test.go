@@ -39,62 +39,60 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// onEachStore runs f with the URL of an empty directory, then with that of an
-// empty bucket.
-func onEachStore(t *testing.T, f func(t *testing.T, rawURL string)) {
+// eachStore is the URL of an empty directory and that of an empty bucket.
+func eachStore(t *testing.T) map[string]string {
 	t.Helper()
-	t.Run("file", func(t *testing.T) { f(t, "file://"+t.TempDir()) })
-	t.Run("s3", func(t *testing.T) { f(t, acmelab.NewS3(t, "certs").StoreURL("certs", "some/prefix")) })
+	return map[string]string{"file": "file://" + t.TempDir(), "s3": acmelab.NewS3(t, "certs").StoreURL("certs", "some/prefix")}
 }
 
 // openStore opens a store that ends with the test.
-func openStore(t testing.TB, rawURL string) *store.Store {
-	t.Helper()
-	s, err := store.Open(t.Context(), rawURL, store.Options{Logger: slog.New(slog.DiscardHandler), LeaseTTL: 5 * time.Second})
+func openStore(tb testing.TB, rawURL string) *store.Store {
+	tb.Helper()
+	s, err := store.Open(tb.Context(), rawURL, store.Options{Logger: slog.New(slog.DiscardHandler), LeaseTTL: 5 * time.Second})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Close() })
+	tb.Cleanup(func() { _ = s.Close() })
 	return s
 }
 
 // open opens a vault with the keys called, "" is none.
-func open(t testing.TB, rawURL string, keys ...string) *vault.Vault {
-	t.Helper()
-	return vault.New(openStore(t, rawURL), vault.Options{Keys: ring(t, keys...), Logger: slog.New(slog.DiscardHandler)})
+func open(tb testing.TB, rawURL string, keys ...string) *vault.Vault {
+	tb.Helper()
+	return vault.New(openStore(tb, rawURL), vault.Options{Keys: ring(tb, keys...), Logger: slog.New(slog.DiscardHandler)})
 }
 
 // ring is a keyring of the keys with these names, whose bytes follow from them.
-func ring(t testing.TB, names ...string) *vault.Keyring {
-	t.Helper()
+func ring(tb testing.TB, names ...string) *vault.Keyring {
+	tb.Helper()
 	var secrets []config.Secret
 	for _, name := range names {
-		secrets = append(secrets, secret(t, base64.StdEncoding.EncodeToString(keyBytes(name))))
+		secrets = append(secrets, secret(tb, base64.StdEncoding.EncodeToString(keyBytes(name))))
 	}
 	k, err := vault.NewKeyring(secrets)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return k
 }
 
 func keyBytes(name string) []byte { return bytes.Repeat([]byte(name), 32)[:32] }
 
-func secret(t testing.TB, content string) config.Secret {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "key")
+func secret(tb testing.TB, content string) config.Secret {
+	tb.Helper()
+	file := filepath.Join(tb.TempDir(), "key")
 	if err := os.WriteFile(file, []byte(content+"\n"), 0o600); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return config.Secret{Ref: "file:" + file}
 }
 
 // pair is a self-signed certificate and its key, as PEM.
-func pair(t testing.TB, names ...string) (chain, key string) {
-	t.Helper()
+func pair(tb testing.TB, names ...string) (chain, key string) {
+	tb.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"},
@@ -110,28 +108,28 @@ func pair(t testing.TB, names ...string) (chain, key string) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	return pemOf("CERTIFICATE", der), pemKey(t, private)
+	return pemOf("CERTIFICATE", der), pemKey(tb, private)
 }
 
 func pemOf(kind string, der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
-func pemKey(t testing.TB, key *ecdsa.PrivateKey) string {
-	t.Helper()
+func pemKey(tb testing.TB, key *ecdsa.PrivateKey) string {
+	tb.Helper()
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return pemOf("PRIVATE KEY", der)
 }
 
 // certificate is one that is in order.
-func certificate(t testing.TB, id string, names ...string) *vault.Certificate {
-	t.Helper()
-	chain, key := pair(t, names...)
+func certificate(tb testing.TB, id string, names ...string) *vault.Certificate {
+	tb.Helper()
+	chain, key := pair(tb, names...)
 	slices.Sort(names)
 	return &vault.Certificate{
 		ID: id, Names: names, Issuer: "acme", Directory: "https://ca.test/directory", KeyType: config.P256,
@@ -140,9 +138,9 @@ func certificate(t testing.TB, id string, names ...string) *vault.Certificate {
 }
 
 // account is one that is in order, and its id.
-func account(t testing.TB) (*vault.Account, string) {
-	t.Helper()
-	_, key := pair(t, "account.test")
+func account(tb testing.TB) (*vault.Account, string) {
+	tb.Helper()
+	_, key := pair(tb, "account.test")
 	return &vault.Account{
 		Directory: "https://ca.test/directory", Email: "ops@example.com", PrivateKey: key,
 		Account: vault.Registration{Status: "valid", Contact: []string{"mailto:ops@example.com"}, Location: "https://ca.test/account/1"},
@@ -150,38 +148,38 @@ func account(t testing.TB) (*vault.Account, string) {
 }
 
 // save creates an object.
-func save[T vault.Object](t testing.TB, v *vault.Vault, id string, o *T) store.Version {
-	t.Helper()
-	version, err := vault.Save(t.Context(), v, id, o, "")
+func save[T vault.Object](tb testing.TB, v *vault.Vault, id string, o *T) store.Version {
+	tb.Helper()
+	version, err := vault.Save(tb.Context(), v, id, o, "")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return version
 }
 
 // raw is the object at key as it is stored.
-func raw(t testing.TB, v *vault.Vault, key string) []byte {
-	t.Helper()
-	content, err := v.Store().Load(t.Context(), key)
+func raw(tb testing.TB, v *vault.Vault, key string) []byte {
+	tb.Helper()
+	content, err := v.Store().Load(tb.Context(), key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return content
 }
 
 // put writes an object as it is, whatever was there.
-func put(t testing.TB, v *vault.Vault, key string, content []byte) {
-	t.Helper()
-	if err := v.Store().Store(context.WithoutCancel(t.Context()), key, content); err != nil {
-		t.Fatal(err)
+func put(tb testing.TB, v *vault.Vault, key string, content []byte) {
+	tb.Helper()
+	if err := v.Store().Store(context.WithoutCancel(tb.Context()), key, content); err != nil {
+		tb.Fatal(err)
 	}
 }
 
-func testdata(t testing.TB, name string) []byte {
-	t.Helper()
+func testdata(tb testing.TB, name string) []byte {
+	tb.Helper()
 	content, err := os.ReadFile(filepath.Join("testdata", name))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return content
 }
