@@ -1,0 +1,182 @@
+package vault_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"edge/internal/acmelab"
+	"edge/tlsmgr/vault"
+)
+
+func TestRotateSealsWhatIsPlainOrSealedByAnotherKeyOnce(t *testing.T) {
+	for name, rawURL := range eachStore(t) {
+		t.Run(name, func(t *testing.T) {
+			plain, old, v := open(t, rawURL), open(t, rawURL, "old"), open(t, rawURL, "new", "old")
+			put(t, plain, exampleKey, bytes.Replace(testdata(t, "certificate.json"), []byte(`{`), []byte(`{"unknown":[1],`), 1))
+			save(t, old, "b", certificate(t, "b", "b.test"))
+			save(t, v, "c", certificate(t, "c", "c.test"))
+			a, id := account(t)
+			save(t, plain, id, a)
+			save(t, plain, "b", &vault.Order{ID: "b"})
+			save(t, plain, "r", &vault.Replica{ID: "r"})
+			before := raw(t, v, vault.CertificateKey("c"))
+
+			if n, err := v.Rotate(t.Context(), nil); n != 4 || err != nil {
+				t.Fatalf("%d, %v", n, err)
+			}
+			if n, err := v.Rotate(t.Context(), nil); n != 0 || err != nil {
+				t.Errorf("again: %d, %v", n, err)
+			}
+			if !bytes.Equal(raw(t, v, vault.CertificateKey("c")), before) {
+				t.Error("wrote what was in order")
+			}
+			content, err := ring(t, "new").Open(exampleKey, raw(t, v, exampleKey))
+			if err != nil || !bytes.Contains(content, []byte(`"unknown":[1]`)) {
+				t.Errorf("lost content: %v", err)
+			}
+			r, err := open(t, rawURL, "new").Verify(t.Context(), nil) // the old key is not needed any more
+			if err != nil || len(r.Findings) > 0 || r.Stale > 0 || r.Objects != 6 {
+				t.Errorf("%+v, %v", r, err)
+			}
+		})
+	}
+}
+
+func TestRotateWithoutKeysIsRefused(t *testing.T) {
+	if _, err := open(t, "file://"+t.TempDir()).Rotate(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "set storage.encrypt.keys") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRotateLeavesWhatItCannotReadAndTellsIt(t *testing.T) {
+	v := open(t, "file://"+t.TempDir(), "a")
+	sealedByOther, err := ring(t, "other").Seal(vault.OrderKey("o"), []byte(`{"format":1,"id":"o"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := map[string][]byte{
+		vault.CertificateKey("newer"): []byte(`{"format":2}`),
+		vault.CertificateKey("torn"):  []byte(`{"format":1`),
+		vault.CertificateKey("moved"): testdata(t, "certificate.json"),
+		vault.OrderKey("o"):           sealedByOther,
+	}
+	for key, content := range bad {
+		put(t, v, key, content)
+	}
+	put(t, v, exampleKey, testdata(t, "certificate.json"))
+	n, err := v.Rotate(t.Context(), nil)
+	if n != 1 || !errors.Is(err, vault.ErrNewer) || !errors.Is(err, vault.ErrDamaged) || !errors.Is(err, vault.ErrNoKey) {
+		t.Errorf("%d, %v", n, err)
+	}
+	for key, content := range bad {
+		if !bytes.Equal(raw(t, v, key), content) || !strings.Contains(fmt.Sprint(err), key) {
+			t.Errorf("%s was changed or is not told", key)
+		}
+	}
+}
+
+func TestManyErrorsAreToldShortly(t *testing.T) {
+	v := open(t, "file://"+t.TempDir(), "a")
+	for i := range 50 {
+		put(t, v, vault.CertificateKey(fmt.Sprint(i)), []byte(`{"format":2}`))
+	}
+	_, err := v.Rotate(t.Context(), nil)
+	if lines := strings.Count(fmt.Sprint(err), "\n") + 1; lines != 21 || !strings.HasSuffix(err.Error(), "and 30 more") {
+		t.Errorf("%d lines: %v", lines, err)
+	}
+}
+
+// A renewal that is written between Rotate's read and its write must stay.
+func TestRotateDoesNotUndoAWriteInBetween(t *testing.T) {
+	s3 := acmelab.NewS3(t, "certs")
+	rawURL := s3.StoreURL("certs", "p")
+	plain, v := open(t, rawURL), open(t, rawURL, "new")
+	version := save(t, plain, "a", certificate(t, "a", "a.test"))
+	renewed := certificate(t, "a", "a.test")
+	var once atomic.Bool
+	s3.SetFail(func(r *http.Request) int {
+		if r.Method == http.MethodPut && once.CompareAndSwap(false, true) {
+			if _, err := vault.Save(t.Context(), plain, "a", renewed, version); err != nil {
+				t.Error(err)
+			}
+		}
+		return 0
+	})
+	if n, err := v.Rotate(t.Context(), nil); n != 1 || err != nil || !once.Load() {
+		t.Fatalf("%d, %v", n, err)
+	}
+	got, _, err := vault.Load[vault.Certificate](t.Context(), v, "a")
+	if err != nil || got.Chain != renewed.Chain {
+		t.Errorf("the renewal is lost: %v", err)
+	}
+	if !bytes.Contains(raw(t, v, vault.CertificateKey("a")), []byte(`"sealed"`)) {
+		t.Error("the renewal is not sealed")
+	}
+}
+
+func TestRotateAndWritersOnOneObjectLoseNothing(t *testing.T) {
+	for name, rawURL := range eachStore(t) {
+		t.Run(name, func(t *testing.T) {
+			const writes = 20
+			writer, v := open(t, rawURL), open(t, rawURL, "new") // the writer does not know of the key yet ...
+			save(t, writer, "a", &vault.Order{ID: "a"})
+			knows := open(t, rawURL, "new")
+			done := make(chan struct{})
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				defer close(done)
+				for range writes {
+					_, _, err := vault.Update(t.Context(), writer, "a", func(o *vault.Order) (bool, error) { o.Failures++; return true, nil })
+					if errors.Is(err, vault.ErrNoKey) { // ... and now it does
+						writer = knows
+						_, _, err = vault.Update(t.Context(), writer, "a", func(o *vault.Order) (bool, error) { o.Failures++; return true, nil })
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			for running := true; running; {
+				select {
+				case <-done:
+					running = false
+				default:
+				}
+				if _, err := v.Rotate(t.Context(), nil); err != nil {
+					t.Error(err)
+				}
+			}
+			wg.Wait()
+			o, _, err := vault.Load[vault.Order](t.Context(), v, "a")
+			if err != nil || o.Failures != writes {
+				t.Errorf("got %d, want %d: %v", o.Failures, writes, err)
+			}
+		})
+	}
+}
+
+func TestRotateSkipsWhatIsDeletedMeanwhile(t *testing.T) {
+	s3 := acmelab.NewS3(t, "certs")
+	v := open(t, s3.StoreURL("certs", "p"), "a")
+	plain := open(t, s3.StoreURL("certs", "p"))
+	save(t, plain, "a", &vault.Order{ID: "a", UpdatedAt: time.Now()})
+	var once atomic.Bool
+	s3.SetFail(func(r *http.Request) int {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/a.json") && once.CompareAndSwap(false, true) {
+			if err := plain.Store().Delete(t.Context(), vault.OrderKey("a")); err != nil {
+				t.Error(err)
+			}
+		}
+		return 0
+	})
+	if n, err := v.Rotate(t.Context(), nil); n != 0 || err != nil || !once.Load() {
+		t.Errorf("%d, %v", n, err)
+	}
+}
