@@ -1,8 +1,8 @@
 // Package acmelab is everything that a certificate needs to come into being,
 // in one process and on loopback ports: an authoritative DNS server, Let's
 // Encrypt's test CA Pebble whose validation asks that server, an S3 server for
-// the store, and strict fakes of the Route 53 and Cloudflare APIs that write
-// into the DNS server.
+// the store, and strict fakes of the APIs of Route 53, Cloudflare, Google Cloud
+// DNS and Azure DNS that write into the DNS server.
 //
 // Each part has a Start function and a Close method and can be used alone. Lab
 // bundles DNS, CA and S3. In tests the New functions are shorter: they fail the

@@ -58,3 +58,17 @@ func NewCloudflare(tb testing.TB, o CloudflareOptions) *Cloudflare {
 	f, err := StartCloudflare(o)
 	return started(tb, f, err)
 }
+
+// NewGoogle is StartGoogle for a test.
+func NewGoogle(tb testing.TB, o GoogleOptions) *Google {
+	tb.Helper()
+	f, err := StartGoogle(o)
+	return started(tb, f, err)
+}
+
+// NewAzure is StartAzure for a test.
+func NewAzure(tb testing.TB, o AzureOptions) *Azure {
+	tb.Helper()
+	f, err := StartAzure(o)
+	return started(tb, f, err)
+}

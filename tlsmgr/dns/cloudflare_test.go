@@ -71,13 +71,13 @@ func TestCloudflareHalfWrittenOrderIsTakenBack(t *testing.T) {
 	var created atomic.Int32
 	f.SetFail(func(op string) (int, int, string) {
 		if op == "create record" && created.Add(1) == 3 {
-			return http.StatusTooManyRequests, 971, "Please wait"
+			return http.StatusForbidden, 10000, "Authentication error"
 		}
 		return 0, 0, ""
 	})
 	_, err := flareSolver(t, d, f.HTTPClient(), acmelab.CloudflareToken).Present(t.Context(),
 		[]Record{{challenge, "a"}, {challenge, "b"}, {challenge, "c"}, {challenge, "d"}})
-	wantError(t, err, "provider cf (cloudflare)", "too many requests", "HTTP 429, 971 Please wait", "1200 in 5 minutes")
+	wantError(t, err, "provider cf (cloudflare)", "the token is refused", "HTTP 403, 10000 Authentication error")
 	if got := d.TXT(challenge); len(got) != 0 {
 		t.Errorf("left behind: %q", got)
 	}
@@ -102,7 +102,7 @@ func TestCloudflareRefusalsAreExplained(t *testing.T) {
 // canned answers every request with the same response.
 func canned(status int, body io.Reader) HTTPClient {
 	return doer(func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: status, Body: io.NopCloser(body)}, nil
+		return &http.Response{StatusCode: status, Header: http.Header{"Retry-After": {"0"}}, Body: io.NopCloser(body)}, nil
 	})
 }
 
@@ -118,6 +118,7 @@ func TestCloudflareTroubleIsExplainedWithoutTheToken(t *testing.T) {
 		"token repeated": {403, `{"errors":[{"code":9109,"message":"Bad token ` + token + `"}]}`, []string{"9109 Bad token [redacted]"}},
 		"chain":          {400, `{"errors":[{"code":6003,"message":"Invalid request headers","error_chain":[{"code":6111,"message":"Invalid format"}]}]}`, []string{"6111 Invalid format", "Zone:DNS:Edit"}},
 		"two zones":      {200, `{"result":[{"id":"a"},{"id":"b"}]}`, []string{"several zones of this name"}},
+		"too many":       {429, `{"errors":[{"code":971,"message":"Please wait"}]}`, []string{"too many requests: HTTP 429", "1200 in 5 minutes"}},
 		"gateway page":   {502, "<html>bad gateway</html>", []string{"HTTP 502", "cloudflarestatus"}},
 		"nonsense":       {200, "<html>", []string{"invalid character"}},
 		"redirect":       {301, "", []string{"HTTP 301"}},

@@ -20,9 +20,11 @@
 // (RFC 2308). Options.Authoritative.Off, which asks the resolvers, is for networks
 // that cannot reach the name servers and needs patience accordingly.
 //
-// The package does no ACME, keeps nothing on disk and takes no lock that other
-// replicas see. Providers add and remove single values, except that Route 53
-// replaces all values of a name: route53.go says what that means for replicas.
+// The package does no ACME and keeps nothing on disk. Values of others at a name
+// are never lost to ours, nor ours to those of another replica: an API adds and
+// removes single values (RFC 2136, Cloudflare), or it replaces all values of a
+// name only if they are what was read (Google Cloud DNS, Azure DNS), or a lease
+// that all replicas see keeps them apart (Route 53, programs; see Options.Lease).
 package dns
 
 import (
@@ -31,6 +33,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,7 +48,7 @@ const (
 	maxRecords      = 256              // of one Present; a certificate has at most 100 names
 	maxParallel     = 32               // queries, and provider calls, under way at once
 	recordTTL       = 60 * time.Second // the least that the providers accept
-	providerTimeout = 90 * time.Second // of one append or delete, retries of the provider included
+	providerTimeout = 90 * time.Second // of one append or delete, retries and waiting included; longer where each name costs
 	writeGrace      = 5 * time.Second  // that an append under way gets when its order is cancelled
 	defaultPoll     = time.Second
 	defaultTimeout  = 2 * time.Minute
@@ -70,9 +73,20 @@ type Options struct {
 	Resolvers     []string             // host:port; empty means those of /etc/resolv.conf, read at each use
 	Authoritative config.Authoritative // which servers Wait asks
 	Port          string               // of discovered name servers; "" means 53
-	HTTPClient    HTTPClient           // for Cloudflare; nil means one with timeouts
+	HTTPClient    HTTPClient           // for Cloudflare, Google and Azure; nil means one with timeouts
 	Poll          time.Duration        // between two looks at a server; 0 means 1 s
 	Timeout       time.Duration        // of Wait; 0 means 2 min
+
+	// Lease takes a lease that one replica at a time has; release gives it up. It
+	// is held while records are changed whose API has no compare-and-swap, those
+	// of Route 53 and of a program, under the name "dns/ZONE/NAME". nil means that
+	// there are no other replicas.
+	Lease func(ctx context.Context, name string) (release func(), err error)
+
+	// Lost tells from the cause of a context's end that the order has gone to
+	// another replica, which presents the same records: then a Present that fails
+	// deletes nothing. nil means never.
+	Lost func(cause error) bool
 }
 
 // Solver presents challenge records. It may be used concurrently, and by several
@@ -87,6 +101,7 @@ type Solver struct {
 	timeout       time.Duration
 	client        *client
 	zones         *zoneCache
+	lost          func(cause error) bool
 }
 
 // New builds a Solver. It loads the secrets of all providers and reports every
@@ -101,10 +116,12 @@ func New(o Options) (*Solver, error) {
 		timeout:       o.Timeout,
 		client:        newClient(),
 		zones:         newZoneCache(),
+		lost:          o.Lost,
 	}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
+	o.Logger = s.log
 	if s.port == "" {
 		s.port = dnsPort
 	}
@@ -116,7 +133,7 @@ func New(o Options) (*Solver, error) {
 	}
 	var errs []error
 	for _, c := range o.Providers {
-		p, err := newProvider(c, o.HTTPClient, s.log)
+		p, err := newProvider(c, o)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -164,11 +181,32 @@ func (s *Solver) Present(ctx context.Context, records []Record) (*Presented, err
 	if err == nil && ctx.Err() != nil {
 		err = fmt.Errorf("present challenge records: %w", context.Cause(ctx))
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+		return p, nil
+	case ctx.Err() != nil && s.lost != nil && s.lost(context.Cause(ctx)):
+		// The heir presents the same values, and may have done so already.
+	default:
 		p.undo(ctx, errs)
-		return nil, err
 	}
-	return p, nil
+	return nil, err
+}
+
+// Sweep deletes records that an order has left, wherever they belong now. What
+// is not there is success. It goes on when the place of one cannot be found or a
+// provider fails, and reports each.
+func (s *Solver) Sweep(ctx context.Context, records []Record) error {
+	var errs []error
+	for chunk := range slices.Chunk(records, maxRecords) {
+		groups, lost, err := s.group(ctx, chunk)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, some(lost))
+		errs = append(errs, s.each(groups, func(g *group) error { return g.remove(ctx) })...)
+	}
+	return errors.Join(errs...)
 }
 
 // undo deletes what a failed Present may have added: also in zones that
@@ -223,7 +261,7 @@ func (g *group) add(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("add challenge records to zone %s: %w", bare(g.zone), context.Cause(ctx))
 	}
-	ctx, cancel := unhurried(ctx)
+	ctx, cancel := unhurried(ctx, g.patience())
 	defer cancel()
 	if _, err := g.provider.backend.AppendRecords(ctx, g.zone, g.libdns()); err != nil {
 		return g.provider.fail("add challenge records to", g.zone, err)
@@ -233,8 +271,8 @@ func (g *group) add(ctx context.Context) error {
 
 // unhurried returns a context that outlives ctx by writeGrace. A request to
 // write that is abandoned may still be carried out, after undo has looked.
-func unhurried(ctx context.Context) (context.Context, context.CancelFunc) {
-	out, cancel := context.WithTimeout(context.WithoutCancel(ctx), providerTimeout)
+func unhurried(ctx context.Context, patience time.Duration) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	stop := context.AfterFunc(ctx, func() {
 		if pause(out, writeGrace) {
 			cancel()
@@ -247,12 +285,17 @@ func unhurried(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 func (g *group) remove(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, g.patience())
 	defer cancel()
 	if _, err := g.provider.backend.DeleteRecords(ctx, g.zone, g.libdns()); err != nil {
 		return g.provider.fail("delete challenge records from", g.zone, err)
 	}
 	return nil
+}
+
+// patience bounds an append or delete of all records.
+func (g *group) patience() time.Duration {
+	return providerTimeout + time.Duration(len(g.records))*g.provider.perRecord
 }
 
 func (g *group) libdns() []libdns.Record {

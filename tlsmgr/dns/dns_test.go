@@ -416,7 +416,7 @@ func TestWriteUnderWayOutlivesItsOrderForAWhile(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		order, cancelOrder := context.WithCancel(t.Context())
-		write, done := unhurried(order)
+		write, done := unhurried(order, providerTimeout)
 		defer done()
 		cancelOrder()
 		time.Sleep(writeGrace - time.Nanosecond)
@@ -428,7 +428,7 @@ func TestWriteUnderWayOutlivesItsOrderForAWhile(t *testing.T) {
 		if write.Err() == nil {
 			t.Error("the write goes on after its grace")
 		}
-		write, done = unhurried(t.Context())
+		write, done = unhurried(t.Context(), providerTimeout)
 		defer done()
 		time.Sleep(providerTimeout)
 		synctest.Wait()

@@ -5,10 +5,10 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"edge/config"
 
@@ -33,6 +33,8 @@ type provider struct {
 	explain func(error) refusal
 	unseen  string   // advice when records that were added do not show; "" when there is none
 	secrets []string // never shown, whatever a library puts into its errors
+
+	perRecord time.Duration // that a call may take longer for each record
 }
 
 // describe names the provider and its zones in messages.
@@ -47,22 +49,29 @@ func (p *provider) describe() string {
 	return fmt.Sprintf("%s for %s", p.name, strings.Join(zones, " "))
 }
 
-// newProvider loads the secrets of c.
-func newProvider(c *config.Provider, hc HTTPClient, log *slog.Logger) (*provider, error) {
+// newProvider loads the secrets of c. The Logger of o must be set.
+func newProvider(c *config.Provider, o Options) (*provider, error) {
 	p := &provider{name: c.Name}
 	for _, z := range c.Zones {
 		p.zones = append(p.zones, miekg.CanonicalName(z))
 	}
 	var err error
+	pc := newPace(limitOf(c))
 	switch {
 	case c.RFC2136 != nil:
-		err = p.useRFC2136(c.RFC2136)
+		err = p.useRFC2136(c.RFC2136, pc)
 	case c.Route53 != nil:
-		err = p.useRoute53(c.Route53, log)
+		err = p.useRoute53(c.Route53, o, pc)
 	case c.Cloudflare != nil:
-		err = p.useCloudflare(c.Cloudflare, hc)
+		err = p.useCloudflare(c.Cloudflare, o.HTTPClient, pc)
+	case c.GoogleCloudDNS != nil:
+		err = p.useGoogle(c.GoogleCloudDNS, o.HTTPClient, pc)
+	case c.Azure != nil:
+		err = p.useAzure(c.Azure, o.HTTPClient, pc)
+	case c.Exec != nil:
+		err = p.useExec(c.Exec, o.Lease, pc)
 	default:
-		err = errors.New("no kind (write one of rfc2136, route53, cloudflare)")
+		err = errors.New("no kind (write one of rfc2136, route53, cloudflare, googleclouddns, azure, exec)")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("DNS provider %s: %w", c.Name, err)
@@ -71,7 +80,7 @@ func newProvider(c *config.Provider, hc HTTPClient, log *slog.Logger) (*provider
 }
 
 // useRFC2136 prepares TSIG-signed dynamic updates (RFC 2136, RFC 8945).
-func (p *provider) useRFC2136(c *config.RFC2136) error {
+func (p *provider) useRFC2136(c *config.RFC2136, pc *pace) error {
 	algorithms := []string{miekg.HmacSHA1, miekg.HmacSHA224, miekg.HmacSHA256, miekg.HmacSHA384, miekg.HmacSHA512}
 	algorithm := miekg.CanonicalName(c.KeyAlgorithm)
 	if c.KeyAlgorithm == "" {
@@ -98,7 +107,7 @@ func (p *provider) useRFC2136(c *config.RFC2136) error {
 	name, server := miekg.CanonicalName(c.KeyName), withPorts([]string{c.Server})[0]
 	p.kind = "rfc2136"
 	p.secrets = []string{key, string(raw)}
-	p.backend = updater{&rfc2136.Provider{KeyName: name, KeyAlg: algorithm, Key: key, Server: server}}
+	p.backend = updater{&rfc2136.Provider{KeyName: name, KeyAlg: algorithm, Key: key, Server: server}, pc}
 	p.explain = func(err error) refusal { return explainUpdate(err, name, server) }
 	return nil
 }
@@ -110,6 +119,7 @@ const updateTries = 3
 
 type updater struct {
 	*rfc2136.Provider
+	pace *pace
 }
 
 // AppendRecords adds all records by one update message.
@@ -126,6 +136,9 @@ func (u updater) retry(ctx context.Context, zone string, records []libdns.Record
 	do func(context.Context, string, []libdns.Record) ([]libdns.Record, error),
 ) (out []libdns.Record, err error) {
 	for range updateTries {
+		if err := u.pace.wait(ctx, 1); err != nil {
+			return nil, err
+		}
 		out, err = do(ctx, zone, records)
 		if err == nil || !isTimeout(err) || ctx.Err() != nil {
 			return out, err

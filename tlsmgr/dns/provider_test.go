@@ -58,7 +58,7 @@ func TestNilHTTPClientMeansOneWithTimeouts(t *testing.T) {
 	t.Parallel()
 	var none *http.Client
 	for _, hc := range []HTTPClient{nil, none} {
-		p, err := newProvider(&config.Provider{Name: "cf", Cloudflare: &config.Cloudflare{Token: secret(t, "token")}}, hc, nil)
+		p, err := newProvider(&config.Provider{Name: "cf", Cloudflare: &config.Cloudflare{Token: secret(t, "token")}}, Options{HTTPClient: hc})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,7 +66,7 @@ func TestNilHTTPClientMeansOneWithTimeouts(t *testing.T) {
 		if !ok {
 			t.Fatalf("client %T", p.backend.(flare).api.HTTPClient)
 		}
-		if c, ok := api.next.(*http.Client); !ok || c == nil || c.Timeout != cloudflareTimeout {
+		if c, ok := api.next.(paced).next.(*http.Client); !ok || c == nil || c.Timeout != apiTimeout {
 			t.Errorf("client %+v", api.next)
 		}
 	}

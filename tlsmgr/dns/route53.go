@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"edge/config"
 
@@ -14,38 +14,50 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/route53/types"
 	"github.com/libdns/libdns"
 	"github.com/libdns/route53"
+	miekg "github.com/miekg/dns"
 	"golang.org/x/sync/semaphore"
 )
 
-// route53Attempts bounds how often the SDK sends one request. Route 53 allows an
-// account 5 requests a second and refuses more.
-const route53Attempts = 5
+// Bounds of changes of Route 53.
+const (
+	route53Attempts = 5   // of one request, by the SDK, which rests longer after each refusal
+	route53Rounds   = 4   // of writing what is not as it should be and reading it back
+	route53Names    = 32  // whose leases are held at once
+	route53Call     = 2   // names that libdns is given at once, so that their requests can be paced
+	route53Page     = 300 // record sets of a page, at most
+)
 
 // hosted is Amazon Route 53, whose unit is the record set: all TXT values of a
 // name. libdns/route53 takes the names of an append or delete one after another:
 // it lists the whole zone, merges, and writes the set, one change for each name.
+// Nothing tells it of a set that another writer changed after the listing. So
+// here every change
 //
-//   - An order costs one request and two for each name, both when it adds and when
-//     it deletes; a zone of more than 300 record sets is listed by pages.
-//   - Nothing tells it of a set that another writer changed after the listing.
-//     Calls here take turns, which keeps the orders of a Solver apart; a value that
-//     another replica, or another issuer's Solver, writes at the same name at the
-//     same moment can be lost. Wait then fails, and the order has to be repeated.
-//     They do not meet as long as a name is in one certificate, since apex and
-//     wildcard are in one order, and CNAMEs lead to a target for each name.
-//   - A zone without hosted_zone_id is the first of its name that is listed, which
-//     may be a private twin that no CA sees.
+//   - is made while the leases of its names are held, which keeps all replicas
+//     and issuers that share a storage apart; calls of one Solver take turns,
+//   - is read back. After adding, our values must be there and so must those of
+//     others that stood there before; after deleting, ours must not. What another
+//     writer, that knows nothing of leases, has undone in the meantime is repaired,
+//     a few times.
+//
+// An order of 25 names in a zone of up to 300 record sets costs 67 requests to
+// add and 67 to delete, 52 with hosted_zone_id, which saves looking the zone up
+// for every other name. Route 53 allows an account five a second, however many
+// are under way at once: that is 13 s, or 10 s, and parallel requests would only
+// be refused (TestRequestsOfABundle). A zone without hosted_zone_id is the first
+// of its name that is listed, which may be a private twin that no CA sees.
 type hosted struct {
-	api *route53.Provider
+	api   *route53.Provider
+	lease leaseFunc
+	pace  *pace
 	// turn is held while a call is under way. Unlike the locks of libdns it is
-	// waited for no longer than the context lives; more at once would only meet
-	// the limit of requests.
+	// waited for no longer than the context lives.
 	turn *semaphore.Weighted
 }
 
 // useRoute53 prepares Route 53 with the SDK's default credential chain. The
 // environment's region counts because China and GovCloud have their own.
-func (p *provider) useRoute53(c *config.Route53, log *slog.Logger) error {
+func (p *provider) useRoute53(c *config.Route53, o Options, pc *pace) error {
 	region := awsconfig.WithDefaultRegion("us-east-1")
 	if c.Region != "" {
 		region = awsconfig.WithRegion(c.Region)
@@ -58,7 +70,7 @@ func (p *provider) useRoute53(c *config.Route53, log *slog.Logger) error {
 	}
 	api := &route53.Provider{
 		Region: conf.Region, HostedZoneID: "none", MaxRetries: route53Attempts,
-		WaitForRoute53Sync: false, SkipRoute53SyncOnDelete: true, Logger: log,
+		WaitForRoute53Sync: false, SkipRoute53SyncOnDelete: true, Logger: o.Logger,
 	}
 	// And have it loaded now, not at a renewal in two months when ~/.aws may have
 	// changed: to add nothing to a zone whose ID is known sends no request.
@@ -67,7 +79,8 @@ func (p *provider) useRoute53(c *config.Route53, log *slog.Logger) error {
 	}
 	api.HostedZoneID = strings.TrimPrefix(c.HostedZoneID, "/hostedzone/")
 	p.kind = "route53"
-	p.backend = hosted{api, semaphore.NewWeighted(1)}
+	p.backend = hosted{api, o.Lease, pc, semaphore.NewWeighted(1)}
+	p.perRecord = time.Second
 	p.explain = explainRoute53
 	if api.HostedZoneID == "" {
 		p.unseen = "is there a private hosted zone of the same name? Then choose the public one by hosted_zone_id"
@@ -77,42 +90,142 @@ func (p *provider) useRoute53(c *config.Route53, log *slog.Logger) error {
 
 // AppendRecords adds the values of all records that are not there.
 func (h hosted) AppendRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	if err := h.turn.Acquire(ctx, 1); err != nil {
-		return nil, fmt.Errorf("wait for changes of other orders: %w", err)
-	}
-	defer h.turn.Release(1)
-	out, err := h.api.AppendRecords(ctx, zone, records)
-	if _, refused := errors.AsType[*types.InvalidChangeBatch](err); !refused {
-		return out, err
-	}
-	// libdns merges without looking, and a set with a value twice is refused: an
-	// heir of an order presents what is there. Leave that out.
-	all, err := h.api.GetRecords(ctx, zone)
-	if err != nil {
-		return nil, err
-	}
-	there := map[libdns.RR]bool{}
-	for _, r := range all {
-		there[ageless(r)] = true
-	}
-	missing := slices.DeleteFunc(slices.Clone(records), func(r libdns.Record) bool { return there[ageless(r)] })
-	return h.api.AppendRecords(ctx, zone, missing)
-}
-
-// ageless is a record without its TTL, which is the record set's.
-func ageless(r libdns.Record) libdns.RR {
-	rr := r.RR()
-	rr.TTL = 0
-	return rr
+	return records, h.each(ctx, zone, setsOf(zone, records), false)
 }
 
 // DeleteRecords deletes the values of all records that are there.
 func (h hosted) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
+	return records, h.each(ctx, zone, setsOf(zone, records), true)
+}
+
+// each adds ours to the values of each name, or deletes them.
+func (h hosted) each(ctx context.Context, zone string, ours sets, deleting bool) error {
 	if err := h.turn.Acquire(ctx, 1); err != nil {
-		return nil, fmt.Errorf("wait for changes of other orders: %w", err)
+		return fmt.Errorf("wait for changes of other orders: %w", err)
 	}
 	defer h.turn.Release(1)
-	return h.api.DeleteRecords(ctx, zone, records)
+	for names := range slices.Chunk(sortedKeys(ours), route53Names) {
+		if err := h.under(ctx, zone, names, ours, deleting); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// under holds the leases of names while it changes and reads back.
+func (h hosted) under(ctx context.Context, zone string, names []string, ours sets, deleting bool) error {
+	release, err := h.lease.hold(ctx, zone, names)
+	if err != nil {
+		return err
+	}
+	defer release()
+	have, pages, err := h.read(ctx, zone, 1)
+	if err != nil {
+		return err
+	}
+	wanted := sets{}
+	if !deleting {
+		for _, name := range names {
+			wanted[name] = with(have[name], ours[name])
+		}
+	}
+	refusals := 0
+	for range route53Rounds {
+		todo, do := lacking(zone, wanted, have), h.api.AppendRecords
+		if deleting {
+			todo, do = lacking(zone, standing(names, ours, have), nil), h.api.DeleteRecords
+		}
+		if len(todo) == 0 {
+			return nil
+		}
+		err := h.write(ctx, zone, pages, todo, do)
+		_, refused := errors.AsType[*types.InvalidChangeBatch](err)
+		if refused { // somebody has changed a set after libdns read it, or it cannot be
+			refusals++
+		}
+		if err != nil && (!refused || refusals > 1) {
+			return err
+		}
+		if have, pages, err = h.read(ctx, zone, pages); err != nil {
+			return err
+		}
+	}
+	return errChanged
+}
+
+// standing are the values of ours that are there.
+func standing(names []string, ours, have sets) sets {
+	out := sets{}
+	for _, name := range names {
+		out[name] = without(ours[name], without(ours[name], have[name]))
+	}
+	return out
+}
+
+// lacking are the records of wanted that have does not have.
+func lacking(zone string, wanted, have sets) []libdns.Record {
+	var out []libdns.Record
+	for _, name := range sortedKeys(wanted) {
+		for _, v := range without(wanted[name], have[name]) {
+			out = append(out, libdns.TXT{Name: libdns.RelativeName(name, zone), TTL: recordTTL, Text: v})
+		}
+	}
+	return out
+}
+
+// read lists the TXT values of the zone, and tells how many pages that took. It
+// may cost as many requests as last time, and one to look the zone up.
+func (h hosted) read(ctx context.Context, zone string, pages int) (sets, int, error) {
+	if err := h.pace.wait(ctx, h.lookUp()+pages); err != nil {
+		return nil, 0, err
+	}
+	records, err := h.api.GetRecords(ctx, zone)
+	if err != nil {
+		return nil, 0, err
+	}
+	type key struct{ name, kind string }
+	all, out := map[key]bool{}, sets{}
+	for _, r := range records {
+		rr := r.RR()
+		all[key{rr.Name, rr.Type}] = true
+		if rr.Type == "TXT" {
+			name := miekg.CanonicalName(libdns.AbsoluteName(rr.Name, zone))
+			out[name] = append(out[name], rr.Data)
+		}
+	}
+	return out, 1 + len(all)/route53Page, nil
+}
+
+// lookUp is how many requests a call spends on finding the zone.
+func (h hosted) lookUp() int {
+	if h.api.HostedZoneID == "" {
+		return 1
+	}
+	return 0
+}
+
+// write gives libdns the records of a few names at a time, at the pace of the
+// API: each name costs a listing and a change.
+func (h hosted) write(ctx context.Context, zone string, pages int, records []libdns.Record,
+	do func(context.Context, string, []libdns.Record) ([]libdns.Record, error),
+) error {
+	byName := map[string][]libdns.Record{}
+	for _, r := range records {
+		byName[r.RR().Name] = append(byName[r.RR().Name], r)
+	}
+	for names := range slices.Chunk(sortedKeys(byName), route53Call) {
+		if err := h.pace.wait(ctx, h.lookUp()+len(names)*(pages+1)); err != nil {
+			return err
+		}
+		var batch []libdns.Record
+		for _, name := range names {
+			batch = append(batch, byName[name]...)
+		}
+		if _, err := do(ctx, zone, batch); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // explainRoute53 reads the errors of the SDK, which libdns wraps, and its own.
@@ -127,6 +240,8 @@ func explainRoute53(err error) refusal {
 	if !errors.As(err, &api) {
 		said := oneLine(err.Error())
 		switch {
+		case errors.Is(err, errChanged):
+			return refusal{said, "who else writes to this zone? A tool that replaces record sets by an old state undoes what others add"}
 		case strings.HasPrefix(said, "HostedZoneNotFound"): // libdns' own
 			return refusal{"NoSuchHostedZone: these credentials see no hosted zone of this name", "is it in another account? hosted_zone_id names one directly"}
 		case strings.HasPrefix(said, "failed to parse"): // libdns', any record of the zone
@@ -157,7 +272,7 @@ func explainRoute53(err error) refusal {
 	case "NoSuchHostedZone":
 		return refusal{said, "check hosted_zone_id"}
 	case "Throttling", "ThrottlingException", "PriorRequestNotComplete":
-		return refusal{said, "Route 53 allows 5 requests a second for an account; who else uses it?"}
+		return refusal{said, "Route 53 allows 5 requests a second for an account; who else uses it? Lower rate in the provider"}
 	}
 	return refusal{reason: said}
 }

@@ -66,13 +66,18 @@ func newStranger(f *acmelab.Route53) stranger {
 // create makes a record set whose TTL is not ours.
 func (s stranger) create(t *testing.T, name string, kind types.RRType, values ...string) {
 	t.Helper()
+	s.write(t, types.ChangeActionCreate, name, kind, values...)
+}
+
+func (s stranger) write(t *testing.T, action types.ChangeAction, name string, kind types.RRType, values ...string) {
+	t.Helper()
 	set := &types.ResourceRecordSet{Name: aws.String(name), Type: kind, TTL: aws.Int64(300)}
 	for _, v := range values {
 		set.ResourceRecords = append(set.ResourceRecords, types.ResourceRecord{Value: aws.String(v)})
 	}
 	if _, err := s.api.ChangeResourceRecordSets(t.Context(), &route53.ChangeResourceRecordSetsInput{
 		HostedZoneId: aws.String(s.zone),
-		ChangeBatch:  &types.ChangeBatch{Changes: []types.Change{{Action: types.ChangeActionCreate, ResourceRecordSet: set}}},
+		ChangeBatch:  &types.ChangeBatch{Changes: []types.Change{{Action: action, ResourceRecordSet: set}}},
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +116,7 @@ func TestRoute53TakesOneChangeForAllValuesOfAName(t *testing.T) {
 	if names := d.TXTNames(); len(names) != 0 {
 		t.Errorf("left behind: %q", names)
 	}
-	want := map[string]int{"ListHostedZonesByName": 2, "ListResourceRecordSets": 4, "ChangeResourceRecordSets": 4}
+	want := map[string]int{"ListHostedZonesByName": 6, "ListResourceRecordSets": 8, "ChangeResourceRecordSets": 4} // read before and after
 	if got := f.Requests(); !maps.Equal(got, want) {
 		t.Errorf("requests: %v, want %v", got, want)
 	}
@@ -260,7 +265,7 @@ func TestRoute53RegionIsConfiguredOrTheEnvironments(t *testing.T) {
 		{"us-gov-west-1", "cn-north-1", "us-gov-west-1"},
 	} {
 		t.Setenv("AWS_REGION", c.environment)
-		p, err := newProvider(&config.Provider{Name: "aws", Route53: &config.Route53{Region: c.configured}}, nil, nil)
+		p, err := newProvider(&config.Provider{Name: "aws", Route53: &config.Route53{Region: c.configured}}, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

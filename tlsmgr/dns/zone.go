@@ -38,20 +38,33 @@ type place struct {
 // without a provider does not leave the others half done; all such names, within
 // reason, are reported at once.
 func (s *Solver) plan(ctx context.Context, records []Record) ([]*group, error) {
+	groups, errs, err := s.group(ctx, records)
+	if err == nil {
+		err = some(errs)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return groups, nil
+}
+
+// group puts those records into groups whose places are found, and says of the
+// other names why not.
+func (s *Solver) group(ctx context.Context, records []Record) (groups []*group, errs []error, err error) {
 	if len(records) > maxRecords {
-		return nil, fmt.Errorf("%d challenge records at once (at most %d are allowed)", len(records), maxRecords)
+		return nil, nil, fmt.Errorf("%d challenge records at once (at most %d are allowed)", len(records), maxRecords)
 	}
 	values := map[string][]string{}
 	for _, r := range records {
 		if err := r.check(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		name := miekg.CanonicalName(r.Name)
 		values[name] = append(values[name], r.Value)
 	}
 	names := sortedKeys(values)
 	places := make([]place, len(names))
-	errs := make([]error, len(names))
+	errs = make([]error, len(names))
 	var eg errgroup.Group
 	eg.SetLimit(maxParallel)
 	for i, name := range names {
@@ -61,12 +74,11 @@ func (s *Solver) plan(ctx context.Context, records []Record) ([]*group, error) {
 		})
 	}
 	_ = eg.Wait() // each name has its own error
-	if err := some(errs); err != nil {
-		return nil, err
-	}
-	var groups []*group
 	for i, name := range names {
 		at := places[i]
+		if errs[i] != nil {
+			continue
+		}
 		n := slices.IndexFunc(groups, func(g *group) bool { return g.provider == at.provider && g.zone == at.zone })
 		if n < 0 {
 			n = len(groups)
@@ -79,7 +91,7 @@ func (s *Solver) plan(ctx context.Context, records []Record) ([]*group, error) {
 			}
 		}
 	}
-	return groups, nil
+	return groups, errs, nil
 }
 
 // locate finds where the record at name belongs. When the resolvers cannot be
