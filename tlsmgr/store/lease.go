@@ -130,7 +130,7 @@ func (s *Store) contend(ctx context.Context, name, key string, wait bool) (*Leas
 
 // claim tries to replace the record found. nil, nil is "somebody was faster".
 func (s *Store) claim(ctx context.Context, name, key string, found record, version Version) (*Lease, error) {
-	mine := newRecord(s.owner, s.ttl, found.Fence+1)
+	mine := newRecord(name, s.owner, s.ttl, found.Fence+1)
 	sent := time.Now()
 	v, err := swap(ctx, s.leases, key, mine.encode(), version)
 	if err != nil {

@@ -413,7 +413,7 @@ func TestCloseWakesWaitersAndEndsKeepers(t *testing.T) {
 func TestForeignRecordCannotMakeUsWaitForever(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &memDriver{}
-		r := newRecord("mad", 1<<62, 1)
+		r := newRecord("x", "mad", 1<<62, 1)
 		if _, _, err := d.put(t.Context(), leaseKey("x"), r.encode(), condition{}); err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,7 @@ import (
 const (
 	recordFormat = 1
 	maxWatches   = 4096 // leases of others that a process remembers
+	maxLeaseName = 512  // bytes of a name that its record repeats
 	stateHeld    = "held"
 	stateFree    = "free"
 )
@@ -26,20 +27,25 @@ const (
 // before in nonce, beat or state, so its version tells them apart.
 type record struct {
 	Format int       `json:"format"`
-	State  string    `json:"state"`  // held or free
-	Nonce  string    `json:"nonce"`  // random, per acquisition
-	Owner  string    `json:"owner"`  // for people
-	Beat   int64     `json:"beat"`   // heartbeats of this acquisition
-	Fence  int64     `json:"fence"`  // acquisitions of this lease so far
-	TTL    int64     `json:"ttl_ms"` // a duration: clocks of two machines are never compared
-	At     time.Time `json:"at"`     // for people
+	State  string    `json:"state"`          // held or free
+	Nonce  string    `json:"nonce"`          // random, per acquisition
+	Name   string    `json:"name,omitempty"` // for people, since keys may hold a digest instead
+	Owner  string    `json:"owner"`          // for people
+	Beat   int64     `json:"beat"`           // heartbeats of this acquisition
+	Fence  int64     `json:"fence"`          // acquisitions of this lease so far
+	TTL    int64     `json:"ttl_ms"`         // a duration: clocks of two machines are never compared
+	At     time.Time `json:"at"`             // for people
 }
 
-func newRecord(owner string, ttl time.Duration, fence int64) record {
-	return record{
-		Format: recordFormat, State: stateHeld, Nonce: rand.Text(), Owner: owner,
+func newRecord(name, owner string, ttl time.Duration, fence int64) record {
+	r := record{
+		Format: recordFormat, State: stateHeld, Nonce: rand.Text(), Name: name, Owner: owner,
 		Fence: fence, TTL: ttl.Milliseconds(), At: time.Now().UTC(),
 	}
+	if len(name) > maxLeaseName {
+		r.Name = ""
+	}
+	return r
 }
 
 func (r record) encode() []byte {
@@ -90,7 +96,7 @@ func leaseKey(name string) string {
 		sum := sha256.Sum256([]byte(name))
 		safe = safe[:min(len(safe), maxName)] + "-" + hex.EncodeToString(sum[:8])
 	}
-	return "locks/" + safe + ".json"
+	return leaseDir + "/" + safe + leaseExt
 }
 
 // stopwatch is the version of a lease and when we saw it first, by our own

@@ -64,8 +64,8 @@ func TestURLNamesTheStoreInOneWay(t *testing.T) {
 		"file://localhost/var/./edge": "file:///var/edge",
 		"s3://edge":                   "s3://edge/",
 		"s3://edge/a/b/?region=eu-west-1&endpoint=http://m:9000": "s3://edge/a/b?endpoint=http%3A%2F%2Fm%3A9000&region=eu-west-1",
-		"gs://edge/a/?credentials=/etc/key.json": "gs://edge/a?credentials=%2Fetc%2Fkey.json",
-		"azblob://edge/a/?account=acme":          "azblob://edge/a?account=acme",
+		"gs://edge/a/?credentials=/etc/key.json":                 "gs://edge/a?credentials=%2Fetc%2Fkey.json",
+		"azblob://edge/a/?account=acme":                          "azblob://edge/a?account=acme",
 	} {
 		s := newStore(t, raw, store.Options{})
 		if s.URL() != want {

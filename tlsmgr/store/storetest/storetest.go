@@ -38,6 +38,7 @@ func Run(t *testing.T, location func(t *testing.T) string) {
 		{"Keys", testKeys},
 		{"Swap", testSwap},
 		{"Lease", testLease},
+		{"Sweep", testSweep},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.test(t, func(t *testing.T) *place {
