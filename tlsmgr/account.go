@@ -3,191 +3,169 @@ package tlsmgr
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/x509"
-	"encoding/hex"
-	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 
 	"edge/config"
+	"edge/tlsmgr/acme"
 	"edge/tlsmgr/store"
-
-	"github.com/mholt/acmez/v3/acme"
+	"edge/tlsmgr/vault"
 )
 
 // account is an ACME account with its key, as every replica shares it.
 type account struct {
-	acme.Account
+	*acme.Account
 	version store.Version // of the object that it was read from
 }
 
-// accountObject is an account in the storage.
-type accountObject struct {
-	Format     int          `json:"format"`
-	Directory  string       `json:"directory"`
-	Email      string       `json:"email,omitempty"`
-	Account    acme.Account `json:"account"`
-	PrivateKey string       `json:"private_key"` // PEM, PKCS #8
-}
-
-// accountID names the account of an issuer: one for each directory and e-mail
-// address. The host is for people, the digest for uniqueness.
-func accountID(i *config.Issuer) string {
-	host := "acme"
-	if u, err := url.Parse(i.Directory); err == nil && u.Hostname() != "" {
-		host = u.Hostname()
-	}
-	sum := sha256.Sum256([]byte(i.Directory + "\n" + i.Email))
-	return url.PathEscape(host) + "-" + hex.EncodeToString(sum[:6])
-}
-
-func accountKey(id string) string { return accountDir + "/" + id + ".json" }
+// accountID names the account of an issuer.
+func accountID(i *config.Issuer) string { return vault.AccountID(i.Directory, i.Email) }
 
 // account returns the account of issuer i from the storage, or registers one
 // now under a lease, so that replicas that start together register one. It is
 // read for each order, so that one which another replica or the operator
 // replaced is used at once.
-func (m *Manager) account(ctx context.Context, s *store.Store, i *issuer) (*account, error) {
-	a, err := loadAccount(ctx, s, accountID(i.config))
-	if errors.Is(err, fs.ErrNotExist) {
-		return m.register(ctx, s, i, "")
+func (m *Manager) account(ctx context.Context, v *vault.Vault, i *issuer) (*account, error) {
+	a, err := loadAccount(ctx, v, accountID(i.config))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errUnregistered) {
+		return m.register(ctx, v, i, "")
 	}
 	return a, err
 }
 
+// errUnregistered is an account whose key is stored and that its CA may not
+// have seen: a replica died on the way.
+var errUnregistered = errors.New("not registered yet")
+
 // register makes a new account in place of the stored version old, "" for none,
 // which the CA does not know any more. What is stored is looked at again under
 // the lease: another replica may have replaced it already, then theirs is used.
-func (m *Manager) register(ctx context.Context, s *store.Store, i *issuer, old store.Version) (_ *account, err error) {
+// The key is stored before the CA sees it, so that whoever goes on after a
+// death at any step finds the account by it (RFC 8555 section 7.3.1).
+func (m *Manager) register(ctx context.Context, v *vault.Vault, i *issuer, old store.Version) (_ *account, err error) {
 	id := accountID(i.config)
-	lease, err := s.Acquire(ctx, "account/"+id)
+	lease, err := v.Store().Acquire(ctx, vault.Accounts.Lease(id))
 	if err != nil {
 		return nil, fmt.Errorf("lease of the ACME account: %w", err)
 	}
-	defer release(ctx, lease)
+	defer giveUp(ctx, lease)
 	ctx, cancel := lease.Context(ctx)
 	defer cancel()
 
-	found, err := loadAccount(ctx, s, id)
+	found, err := loadAccount(ctx, v, id)
+	unfinished := errors.Is(err, errUnregistered)
 	switch {
 	case err == nil && found.version != old:
 		return found, nil
-	case err == nil, errors.Is(err, fs.ErrNotExist):
+	case err == nil, unfinished, errors.Is(err, fs.ErrNotExist):
 	default:
 		return nil, err
 	}
-	if found == nil {
-		old = "" // lost in the storage too
+	if !unfinished {
+		if found, err = m.newAccount(ctx, v, i, found); err != nil {
+			return nil, err
+		}
 	}
-	a, err := i.newAccount(ctx)
-	if err != nil {
-		return nil, i.explain("register an account", err)
-	}
-	data, err := encodeAccount(i.config, a)
-	if err != nil {
+	if found.Account, err = i.ca.Register(ctx, found.Key); err != nil {
 		return nil, err
 	}
 	writeCtx, stop := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout) // it is registered, keep it
 	defer stop()
-	version, err := s.Swap(writeCtx, accountKey(id), data, old)
+	found.version, err = saveAccount(writeCtx, v, i.config, found)
 	if errors.Is(err, store.ErrConflict) { // our lease was lost, and its heir was faster
-		return loadAccount(ctx, s, id)
+		return loadAccount(ctx, v, id)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("store the ACME account: %w", err)
-	}
-	return &account{Account: *a, version: version}, nil
+	return found, err
 }
 
-// newAccount registers a fresh key with the CA (RFC 8555 section 7.3).
-func (i *issuer) newAccount(ctx context.Context) (*acme.Account, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
+// newAccount stores a fresh key in place of the account old, nil for none.
+func (m *Manager) newAccount(ctx context.Context, v *vault.Vault, i *issuer, old *account) (_ *account, err error) {
+	a := &account{Account: &acme.Account{}}
+	if old != nil {
+		a.version = old.version
+	}
+	if a.Key, err = acme.NewKey(config.P256); err != nil {
 		return nil, err
 	}
-	a := acme.Account{TermsOfServiceAgreed: true, PrivateKey: key}
-	if i.config.Email != "" {
-		a.Contact = []string{"mailto:" + i.config.Email}
-	}
-	a, err = i.client.NewAccount(ctx, a)
-	return &a, err
-}
-
-func encodeAccount(i *config.Issuer, a *acme.Account) ([]byte, error) {
-	key, err := encodeKey(a.PrivateKey)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(accountObject{ //nolint:gosec // the key is what is stored
-		Format: objectFormat, Directory: i.Directory, Email: i.Email, Account: *a, PrivateKey: key,
-	})
+	a.version, err = saveAccount(ctx, v, i.config, a)
+	return a, err
 }
 
 // loadAccount reads a stored account; the error is fs.ErrNotExist when there is
 // none. One that cannot be read is not replaced: its key may be the only way to
 // revoke certificates.
-func loadAccount(ctx context.Context, s *store.Store, id string) (*account, error) {
-	data, version, err := s.LoadVersion(ctx, accountKey(id))
-	if err != nil {
+func loadAccount(ctx context.Context, v *vault.Vault, id string) (*account, error) {
+	record, version, err := vault.Load[vault.Account](ctx, v, id)
+	if err != nil && !errors.Is(err, vault.ErrDamaged) {
 		return nil, fmt.Errorf("load the ACME account: %w", err)
 	}
-	a, err := decodeAccount(data)
-	if err != nil {
-		return nil, fmt.Errorf("stored ACME account %s: %w", accountKey(id), err)
+	var key crypto.Signer
+	if err == nil {
+		key, err = acme.DecodeKey(record.PrivateKey)
 	}
-	a.version = version
+	if err != nil {
+		return nil, fmt.Errorf("stored ACME account %s: %w (restore the object, or delete it to register a new account)", vault.Accounts.Key(id), err)
+	}
+	a := &account{Account: &acme.Account{URL: record.Account.Location, Key: key, Contact: record.Account.Contact}, version: version}
+	if a.URL == "" {
+		return a, errUnregistered
+	}
 	return a, nil
 }
 
-func decodeAccount(data []byte) (*account, error) {
-	if err := checkFormat(data); err != nil {
-		return nil, err
-	}
-	var o accountObject
-	if err := json.Unmarshal(data, &o); err != nil {
-		return nil, err
-	}
-	key, err := decodeKey(o.PrivateKey)
-	if err == nil && o.Account.Location == "" {
-		err = errors.New("has no account URL")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w (restore the object, or delete it to register a new account)", err)
-	}
-	a := &account{Account: o.Account}
-	a.PrivateKey = key
-	return a, nil
-}
-
-// encodeKey is key as PEM (PKCS #8).
-func encodeKey(key crypto.Signer) (string, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+func saveAccount(ctx context.Context, v *vault.Vault, i *config.Issuer, a *account) (store.Version, error) {
+	key, err := acme.EncodeKey(a.Key)
 	if err != nil {
 		return "", err
 	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), nil
+	record := &vault.Account{Format: vault.Format, Directory: i.Directory, Email: i.Email, PrivateKey: key}
+	record.Account.Location, record.Account.Contact = a.URL, a.Contact
+	if a.URL != "" {
+		record.Account.Status = "valid"
+	}
+	version, err := vault.Save(ctx, v, accountID(i), record, a.version)
+	if err != nil {
+		return "", fmt.Errorf("store the ACME account: %w", err)
+	}
+	return version, nil
 }
 
-// decodeKey is the inverse of encodeKey.
-func decodeKey(text string) (crypto.Signer, error) {
-	block, _ := pem.Decode([]byte(text))
-	if block == nil {
-		return nil, errors.New("private key is not PEM")
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+// rollover replaces the key of the stored account. A key that an earlier
+// rollover stored and perhaps told the CA is used first.
+func (m *Manager) rollover(ctx context.Context, v *vault.Vault, i *issuer) error {
+	id := accountID(i.config)
+	record, version, err := vault.Load[vault.Account](ctx, v, id)
 	if err != nil {
-		return nil, errors.New("private key cannot be parsed") // the cause could quote it
+		return fmt.Errorf("load the ACME account: %w", err)
 	}
-	signer, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, errors.New("private key cannot sign")
+	if record.NextKey == "" {
+		next, err := acme.NewKey(config.P256)
+		if err != nil {
+			return err
+		}
+		if record.NextKey, err = acme.EncodeKey(next); err != nil {
+			return err
+		}
+		if version, err = vault.Save(ctx, v, id, record, version); err != nil {
+			return fmt.Errorf("store the new key of the ACME account: %w", err)
+		}
 	}
-	return signer, nil
+	old, err := acme.DecodeKey(record.PrivateKey)
+	if err != nil {
+		return err
+	}
+	next, err := acme.DecodeKey(record.NextKey)
+	if err != nil {
+		return err
+	}
+	a := &acme.Account{URL: record.Account.Location, Key: old, Contact: record.Account.Contact}
+	if _, err = i.ca.Rollover(ctx, a, next); err != nil {
+		return err
+	}
+	record.PrivateKey, record.NextKey = record.NextKey, ""
+	if _, err := vault.Save(ctx, v, id, record, version); err != nil {
+		return fmt.Errorf("store the ACME account: %w", err)
+	}
+	return nil
 }

@@ -24,6 +24,12 @@ const (
 	StepStored        Step = "stored"            // the certificate is in the storage
 	StepLoaded        Step = "loaded"            // this process serves it
 	StepFailed        Step = "failed"            // an attempt failed; Detail says why and when the next one is
+	StepQuarantined   Step = "quarantined"       // names are left out for a while, so that the others are issued
+	StepReplace       Step = "replace"           // the CA wants the certificate replaced now
+	StepRevoked       Step = "revoked"           // the CA revoked it for us
+	StepExpiring      Step = "expiring"          // a quarter of the lifetime is left
+	StepCritical      Step = "critical"          // a tenth is left
+	StepExpired       Step = "expired"           // nothing is left
 )
 
 // Event is one step of one certificate.
@@ -32,17 +38,36 @@ type Event struct {
 	Certificate string // Bundle.ID, or the name of a file certificate
 	Step        Step
 	Detail      string // for people; never a secret
+	Notify      bool   // an operator should hear of it, and this replica is the one to tell
+}
+
+// warns reports whether a step is worth a warning.
+func (s Step) warns() bool {
+	switch s {
+	case StepFailed, StepQuarantined, StepReplace, StepExpiring, StepCritical, StepExpired:
+		return true
+	default:
+		return false
+	}
 }
 
 // emit tells Options.Events and writes one log line. An order is ten lines every
 // few weeks, and the first thing to read when one fails.
 func (m *Manager) emit(ctx context.Context, id string, step Step, detail string) {
+	m.emitEvent(ctx, Event{Certificate: id, Step: step, Detail: detail})
+}
+
+func (m *Manager) emitEvent(ctx context.Context, e Event) {
 	level := slog.LevelInfo
-	if step == StepFailed {
+	switch {
+	case e.Step == StepCritical, e.Step == StepExpired:
+		level = slog.LevelError
+	case e.Step.warns():
 		level = slog.LevelWarn
 	}
-	m.log.LogAttrs(ctx, level, "certificate", slog.String("step", string(step)), slog.String("certificate", id), slog.String("detail", detail))
+	m.log.LogAttrs(ctx, level, "certificate", slog.String("step", string(e.Step)), slog.String("certificate", e.Certificate), slog.String("detail", e.Detail))
 	if m.options.Events != nil {
-		m.options.Events(Event{Time: time.Now(), Certificate: id, Step: step, Detail: detail})
+		e.Time = time.Now()
+		m.options.Events(e)
 	}
 }

@@ -5,24 +5,26 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	"edge/hostname"
+	"edge/tlsmgr/vault"
 )
 
 // A certificate is one certificate with its key in memory. It is immutable.
 type certificate struct {
 	id     string // Bundle.ID or the name of a file certificate
 	file   bool
-	tls    *tls.Certificate // Leaf is set
-	names  []string         // canonical, sorted
-	object *object          // what the storage has; nil for a file certificate
-	digest [32]byte         // of the files; zero for a stored one
+	tls    *tls.Certificate   // Leaf is set
+	names  []string           // canonical, sorted
+	object *vault.Certificate // what the storage has; nil for a file certificate
+	digest [32]byte           // of the files; zero for a stored one
 }
 
-// newCertificate takes a parsed pair. Names are the leaf's DNS names.
+// newCertificate takes a parsed pair. Names are the leaf's DNS names and addresses.
 func newCertificate(id string, pair tls.Certificate) (*certificate, error) {
 	if pair.Leaf == nil {
 		leaf, err := x509.ParseCertificate(pair.Certificate[0])
@@ -37,10 +39,15 @@ func newCertificate(id string, pair tls.Certificate) (*certificate, error) {
 			c.names = append(c.names, name)
 		}
 	}
+	for _, ip := range pair.Leaf.IPAddresses {
+		if addr, ok := netip.AddrFromSlice(ip); ok {
+			c.names = append(c.names, addr.Unmap().String())
+		}
+	}
 	slices.Sort(c.names)
 	c.names = slices.Compact(c.names)
 	if len(c.names) == 0 {
-		return nil, errors.New("certificate has no DNS names")
+		return nil, errors.New("certificate has neither DNS names nor addresses")
 	}
 	return c, nil
 }
@@ -62,8 +69,8 @@ func (c *certificate) covers(name string) bool {
 type index struct {
 	exact map[string]*entry // by name
 	below map[string]*entry // certificates for *.parent, by parent
-	byID  map[string]*certificate
-	next  time.Time // when the first certificate in it expires, and it is to be rebuilt; zero is never
+	byID  map[string]*entry // certificates of the plan and files, with their siblings of other key types
+	next  time.Time         // when the first certificate in it expires, and it is to be rebuilt; zero is never
 }
 
 // An entry is what serves one name: the best certificate, and the best ones
@@ -92,19 +99,15 @@ func (x *index) find(name string) *entry {
 // internal_error. Clients without a server name get that of the address that
 // they reached, else the certificate fallback.
 func (x *index) certificateFor(hello *tls.ClientHelloInfo, fallback string) (*tls.Certificate, error) {
+	var e *entry
 	if hello.ServerName == "" {
-		if e := x.find(localName(hello)); e != nil {
-			return e.choose(hello), nil
-		}
-		if c := x.byID[fallback]; c != nil {
-			return c.tls, nil
-		}
-		return nil, nil //nolint:nilnil // crypto/tls wants exactly this to send unrecognized_name
+		e = x.unnamed(hello, fallback)
+	} else {
+		name, _ := hostname.FromHost(hello.ServerName)
+		e = x.find(name)
 	}
-	name, _ := hostname.FromHost(hello.ServerName)
-	e := x.find(name)
 	if e == nil {
-		return nil, nil //nolint:nilnil // as above
+		return nil, nil //nolint:nilnil // crypto/tls wants exactly this to send unrecognized_name
 	}
 	return e.choose(hello), nil
 }
@@ -120,6 +123,16 @@ func (e *entry) choose(hello *tls.ClientHelloInfo) *tls.Certificate {
 		}
 	}
 	return e.best.tls
+}
+
+// unnamed returns what serves a client that sends no server name, as clients of
+// an address do (RFC 6066 section 3): the certificate for the address that it
+// reached, else the one called fallback, else nil.
+func (x *index) unnamed(hello *tls.ClientHelloInfo, fallback string) *entry {
+	if e := x.find(localName(hello)); e != nil {
+		return e
+	}
+	return x.byID[fallback]
 }
 
 // A candidate is a certificate that may serve.
@@ -145,9 +158,10 @@ func (c candidate) rank(now time.Time) int {
 // each name the best one wins: valid, then planned, then the latest NotAfter,
 // then the smaller id. Leftovers serve until something better covers the name.
 func buildIndex(all []candidate, wanted []string, now time.Time) *index {
-	x := &index{exact: map[string]*entry{}, below: map[string]*entry{}, byID: map[string]*certificate{}}
+	x := &index{exact: map[string]*entry{}, below: map[string]*entry{}, byID: map[string]*entry{}}
 	want := newNameSet(wanted)
 	byName := map[string][]candidate{}
+	var current []candidate
 	for _, c := range all {
 		used := false
 		for _, name := range c.names {
@@ -160,12 +174,13 @@ func buildIndex(all []candidate, wanted []string, now time.Time) *index {
 			continue
 		}
 		if c.current {
-			x.byID[c.id] = c.certificate
+			current = append(current, c)
 		}
 		if na := c.leaf().NotAfter; !c.expired(now) && (x.next.IsZero() || na.Before(x.next)) {
 			x.next = na
 		}
 	}
+	x.name(current)
 	for name, cs := range byName {
 		sortCandidates(cs, now)
 		byName[name] = cs
@@ -181,6 +196,23 @@ func buildIndex(all []candidate, wanted []string, now time.Time) *index {
 		x.exact[name] = newEntry(cs)
 	}
 	return x
+}
+
+// name files the certificates of the plan under their ids; those that differ
+// from one only by the type of the key belong to it.
+func (x *index) name(current []candidate) {
+	slices.SortFunc(current, func(a, b candidate) int { return strings.Compare(a.id, b.id) })
+	for _, c := range current {
+		x.byID[c.id] = &entry{best: c.certificate}
+	}
+	for _, c := range current {
+		if c.object == nil {
+			continue
+		}
+		if base, ok := strings.CutSuffix(c.id, "."+string(c.object.KeyType)); ok && x.byID[base] != nil {
+			x.byID[base].others = append(x.byID[base].others, c.certificate)
+		}
+	}
 }
 
 func sortCandidates(cs []candidate, now time.Time) {

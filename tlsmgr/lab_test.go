@@ -27,6 +27,8 @@ import (
 
 	"edge/config"
 	"edge/internal/acmelab"
+	"edge/tlsmgr/acme"
+	"edge/tlsmgr/vault"
 )
 
 func TestMain(m *testing.M) {
@@ -84,7 +86,7 @@ func (ca *testCA) pool() *x509.CertPool {
 // issue makes a chain and a key, in PEM.
 func (ca *testCA) issue(tb testing.TB, kind config.KeyType, from, to time.Time, names ...string) (chain, keyPEM string) {
 	tb.Helper()
-	key, err := newKey(kind)
+	key, err := acme.NewKey(kind)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -100,7 +102,7 @@ func (ca *testCA) issue(tb testing.TB, kind config.KeyType, from, to time.Time, 
 	if err != nil {
 		tb.Fatal(err)
 	}
-	keyPEM, err = encodeKey(key)
+	keyPEM, err = acme.EncodeKey(key)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -112,8 +114,7 @@ func (ca *testCA) issue(tb testing.TB, kind config.KeyType, from, to time.Time, 
 func (ca *testCA) certificate(tb testing.TB, id string, kind config.KeyType, from, to time.Time, names ...string) *certificate {
 	tb.Helper()
 	chain, key := ca.issue(tb, kind, from, to, names...)
-	o := &object{Format: objectFormat, ID: id, Names: names, KeyType: kind, Chain: chain, PrivateKey: key}
-	c, err := o.certificate()
+	c, err := newStored(&vault.Certificate{Format: vault.Format, ID: id, Names: names, KeyType: kind, Chain: chain, PrivateKey: key, ObtainedAt: from})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -176,7 +176,7 @@ func TestFileNamesAreReadForThePlan(t *testing.T) {
 func TestCertificateWithoutNamesIsRefused(t *testing.T) {
 	ca := newTestCA(t)
 	_, err := readPair("file", ca.files(t, t.TempDir()))
-	if err == nil || !strings.Contains(err.Error(), "no DNS names (clients look at subject alternative names only)") {
+	if err == nil || !strings.Contains(err.Error(), "neither DNS names nor addresses (clients look at subject alternative names only)") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"edge/config"
 	"edge/tlsmgr/store"
+	"edge/tlsmgr/vault"
 )
 
 // Manager holds the certificates of one process. All methods may be called
@@ -31,12 +32,21 @@ type Manager struct {
 	slots   chan struct{}         // held by orders in flight
 	syncing chan struct{}         // held by whoever compares what is loaded with the storage
 
-	mu       sync.Mutex
-	store    *store.Store // of the first Commit that obtains something; closed by Run
-	storeURL string
-	files    map[string]*certificate // file certificates by name
-	loaded   map[string]*stored      // by Bundle.ID, what the storage has
-	jobs     map[string]*job         // by Bundle.ID
+	answers *answers // to CAs that come to look
+
+	mu        sync.Mutex
+	vault     *vault.Vault // of the first Commit that obtains something; closed by Run
+	storage   config.Storage
+	snapshot  *vault.Snapshot         // nil when there is none
+	files     map[string]*certificate // file certificates by name
+	loaded    map[string]*stored      // by id, what the storage has
+	journals  map[string]*journal     // by id, what the storage has
+	jobs      map[string]*job         // by Bundle.ID
+	remarks   map[string]remark       // by id of a certificate
+	orphans   []orphan
+	fleet     fleet
+	snapped   map[string]store.Version // by id, what the snapshot has
+	unsettled bool                     // the plan may depend on something that changed in the storage
 }
 
 // state is one configuration, ready to serve. It is immutable but for sides.
@@ -56,6 +66,7 @@ func New(o Options) *Manager {
 		options: o, log: o.Logger, backoff: o.Backoff, refuse: newRefusal(),
 		wake: make(chan struct{}, 1), slots: make(chan struct{}, maxOrders), syncing: make(chan struct{}, 1),
 		files: map[string]*certificate{}, loaded: map[string]*stored{}, jobs: map[string]*job{},
+		journals: map[string]*journal{}, remarks: map[string]remark{}, snapped: map[string]store.Version{}, answers: newAnswers(),
 	}
 	if m.log == nil {
 		m.log = slog.Default()
@@ -70,6 +81,7 @@ func New(o Options) *Manager {
 		host, _ := os.Hostname() // "" is as good a name as any
 		m.options.Owner = fmt.Sprintf("%s/%d", host, os.Getpid())
 	}
+	m.fleet = newFleet(m.options.Owner)
 	m.state.Store(&state{cfg: &config.Config{}, plan: &Planned{}, replaced: make(chan struct{})})
 	m.index.Store(buildIndex(nil, nil, time.Now()))
 	return m
@@ -81,7 +93,8 @@ type Change struct {
 	m        *Manager
 	next     *state
 	files    map[string]*certificate
-	store    *store.Store // opened for this change; nil when there is one already
+	vault    *vault.Vault    // opened for this change; nil when there is one already
+	snapshot *vault.Snapshot // likewise
 	warnings []config.Problem
 }
 
@@ -95,18 +108,22 @@ func (c *Change) Warnings() []config.Problem { return c.warnings }
 func (m *Manager) Prepare(ctx context.Context, cfg *config.Config) (*Change, error) {
 	files, err := readPairs(cfg)
 	problems := []error{err}
-	names := namesIn(files)
-	plan := Explain(cfg, Known{Files: names})
+	m.mu.Lock()
+	known := m.knownLocked(files)
+	m.mu.Unlock()
+	plan := Explain(cfg, known)
 	st := &state{
 		cfg: cfg, plan: plan, bundles: map[string]*Bundle{}, issuers: map[string]*issuer{},
-		wanted: wantedNames(plan, names), replaced: make(chan struct{}),
+		wanted: wantedNames(plan, known.Files), replaced: make(chan struct{}),
 	}
 	for n := range plan.Bundles {
 		b := &plan.Bundles[n]
 		st.bundles[b.ID] = b
-		if _, tried := st.issuers[b.Issuer]; !tried {
-			st.issuers[b.Issuer], err = m.newIssuer(cfg, b.Issuer)
-			problems = append(problems, err)
+		for _, name := range b.issuers() {
+			if _, tried := st.issuers[name]; !tried && !cfg.ServeOnly {
+				st.issuers[name], err = m.newIssuer(cfg, name)
+				problems = append(problems, err)
+			}
 		}
 	}
 	sides, warnings, err := m.prepareSides(cfg)
@@ -114,7 +131,7 @@ func (m *Manager) Prepare(ctx context.Context, cfg *config.Config) (*Change, err
 	st.sides.Store(sides)
 	change := &Change{m: m, next: st, files: files, warnings: append(warnings, plan.Problems...)}
 	if len(plan.Bundles) > 0 {
-		problems = append(problems, change.openStore(ctx, cfg))
+		problems = append(problems, change.openStorage(ctx, cfg))
 	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
@@ -122,22 +139,98 @@ func (m *Manager) Prepare(ctx context.Context, cfg *config.Config) (*Change, err
 	return change, nil
 }
 
-// openStore opens the storage once. Leases and what is loaded belong to the
-// storage of the start, so a new URL waits for a restart.
-func (c *Change) openStore(ctx context.Context, cfg *config.Config) (err error) {
+// openStorage opens the storage once. Leases and what is loaded belong to the
+// storage of the start, so a change of it waits for a restart.
+func (c *Change) openStorage(ctx context.Context, cfg *config.Config) error {
 	m := c.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	switch {
-	case m.store == nil:
-		c.store, err = store.Open(ctx, cfg.Storage.URL, store.Options{Logger: m.log, Owner: m.options.Owner, LeaseTTL: m.options.LeaseTTL})
-	case m.storeURL != cfg.Storage.URL:
-		c.warnings = append(c.warnings, config.Problem{
-			File: cfg.Path, Pos: cfg.Storage.Pos, Path: "storage.url",
-			Message: "storage changed, still using " + m.store.URL(), Hint: "restart to apply",
-		})
+	if m.vault != nil {
+		if !sameStorage(m.storage, cfg.Storage) {
+			c.warnings = append(c.warnings, config.Problem{
+				File: cfg.Path, Pos: cfg.Storage.Pos, Path: "storage",
+				Message: "storage changed, still using " + m.vault.Store().URL(), Hint: "restart to apply",
+			})
+		}
+		return nil
 	}
-	return err
+	keys, err := vault.NewKeyring(cfg.Storage.Keys)
+	if err != nil {
+		return fmt.Errorf("storage.encrypt.keys: %w", err)
+	}
+	s, err := store.Open(ctx, cfg.Storage.URL, store.Options{Logger: m.log, Owner: m.options.Owner, LeaseTTL: m.options.LeaseTTL})
+	if err != nil {
+		return err
+	}
+	c.vault = vault.New(s, vault.Options{Keys: keys, Logger: m.log})
+	if cfg.Storage.Snapshot != "" {
+		if c.snapshot, err = vault.OpenSnapshot(cfg.Storage.Snapshot, keys); err != nil {
+			return fmt.Errorf("storage.snapshot: %w", err)
+		}
+	}
+	return nil
+}
+
+func sameStorage(a, b config.Storage) bool {
+	return a.URL == b.URL && a.Snapshot == b.Snapshot && slices.Equal(a.Keys, b.Keys)
+}
+
+// knownLocked is what the plan has to know of certificates that exist.
+func (m *Manager) knownLocked(files map[string]*certificate) Known {
+	known := Known{Files: namesIn(files), Stored: map[string][]string{}}
+	for id, l := range m.loaded {
+		if l.cert != nil && l.version != "" {
+			known.Stored[id] = l.cert.names
+		}
+	}
+	for id, j := range m.journals {
+		names := known.Stored[id]
+		if j.open() {
+			names = append(slices.Clone(names), j.record.Attempt.Names...)
+		}
+		for n := range j.record.Quarantine {
+			names = append(slices.Clone(names), n)
+		}
+		if len(names) > 0 {
+			slices.Sort(names)
+			known.Stored[id] = slices.Compact(names)
+		}
+	}
+	return known
+}
+
+// replan makes the plan again when the storage has news about which names are
+// in which certificate: names stay where they are.
+func (m *Manager) replan() {
+	m.mu.Lock()
+	st, stale := m.state.Load(), m.unsettled
+	m.unsettled = false
+	known := m.knownLocked(m.files)
+	m.mu.Unlock()
+	if !stale {
+		return
+	}
+	plan := Explain(st.cfg, known)
+	if slices.EqualFunc(plan.Bundles, st.plan.Bundles, func(a, b Bundle) bool { return a.equal(&b) }) {
+		return
+	}
+	next := &state{
+		cfg: st.cfg, plan: plan, bundles: map[string]*Bundle{}, issuers: st.issuers,
+		wanted: wantedNames(plan, known.Files), replaced: make(chan struct{}),
+	}
+	for n := range plan.Bundles {
+		next.bundles[plan.Bundles[n].ID] = &plan.Bundles[n]
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state.Load() != st {
+		m.unsettled = true // another configuration, another plan
+		return
+	}
+	next.sides.Store(st.sides.Load())
+	m.state.Store(next)
+	m.rebuildLocked(time.Now())
+	close(st.replaced)
 }
 
 // wantedNames are all names that a certificate is worth keeping for.
@@ -167,9 +260,10 @@ func (c *Change) Commit() {
 	old := m.state.Load()
 	m.state.Store(c.next)
 	m.files = c.files
-	if m.store == nil && c.store != nil {
-		m.store, m.storeURL = c.store, c.next.cfg.Storage.URL
+	if m.vault == nil && c.vault != nil {
+		m.vault, m.snapshot, m.storage = c.vault, c.snapshot, c.next.cfg.Storage
 	}
+	m.unsettled = true
 	for id, j := range m.jobs {
 		b := c.next.bundles[id]
 		if b == nil && !j.busy {
@@ -180,7 +274,7 @@ func (c *Change) Commit() {
 			j.settled, j.yields, j.contests = false, false, 0
 		}
 		if !j.patient && !j.yields {
-			j.next = time.Time{}
+			j.next, j.urgent = time.Time{}, true
 		}
 		if j.waiting != nil {
 			j.waiting()

@@ -14,6 +14,7 @@ import (
 	"edge/config"
 	"edge/internal/acmelab"
 	"edge/tlsmgr/store"
+	"edge/tlsmgr/vault"
 )
 
 func TestTwoReplicasPlaceOneOrderAndServeOneCertificate(t *testing.T) {
@@ -96,7 +97,7 @@ func TestDeadReplicaIsTakenOver(t *testing.T) {
 	cfg := labConfig(t, lab, "a.example.test")
 	first := start(t, cfg, func(o *Options) { o.Owner, o.LeaseTTL = "first", time.Second })
 	<-reached
-	_ = first.storage().Close() // its heartbeats end, as if it had been killed
+	_ = first.vaultInUse().Store().Close() // its heartbeats end, as if it had been killed
 	second := start(t, cfg, func(o *Options) { o.Owner, o.LeaseTTL = "second", time.Second })
 	second.until(t, "example.test", StepWaiting)
 	close(hold)
@@ -206,21 +207,21 @@ func wait(tb testing.TB, ok func() bool) {
 }
 
 // rewrite edits the stored object of certificate id.
-func rewrite(t *testing.T, m *Manager, id string, edit func(*object)) store.Version {
+func rewrite(t *testing.T, m *Manager, id string, edit func(*vault.Certificate)) store.Version {
 	t.Helper()
-	data, version, err := m.storage().LoadVersion(t.Context(), certificateKey(id))
+	data, version, err := m.vaultInUse().Store().LoadVersion(t.Context(), vault.Certificates.Key(id))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var o object
+	var o vault.Certificate
 	if err := json.Unmarshal(data, &o); err != nil {
 		t.Fatal(err)
 	}
 	edit(&o)
-	if data, err = encodeObject(&o); err != nil {
+	if data, err = json.Marshal(&o); err != nil {
 		t.Fatal(err)
 	}
-	version, err = m.storage().Swap(t.Context(), certificateKey(id), data, version)
+	version, err = m.vaultInUse().Store().Swap(t.Context(), vault.Certificates.Key(id), data, version)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,12 +233,12 @@ func TestNewerFormatIsNeverOverwritten(t *testing.T) {
 	lab := acmelab.New(t, acmelab.Options{})
 	m := start(t, labConfig(t, lab, "a.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
-	version := rewrite(t, m.Manager, "example.test", func(o *object) { o.Format = objectFormat + 1 })
+	version := rewrite(t, m.Manager, "example.test", func(o *vault.Certificate) { o.Format = vault.Format + 1 })
 	wait(t, func() bool { return strings.Contains(m.one(t).Error, "written by a newer edge") })
 	if _, err := shake(t, m.Manager, &tls.Config{ServerName: "a.example.test", RootCAs: lab.CA.Roots}); err != nil {
 		t.Errorf("what was loaded does not serve any more: %v", err)
 	}
-	if _, got, _ := m.storage().LoadVersion(t.Context(), certificateKey("example.test")); got != version {
+	if _, got, _ := m.vaultInUse().Store().LoadVersion(t.Context(), vault.Certificates.Key("example.test")); got != version {
 		t.Error("the object was overwritten")
 	}
 	if n := lab.CA.Orders(); n != 1 {
@@ -250,7 +251,7 @@ func TestUnusableObjectIsReplaced(t *testing.T) {
 	lab := acmelab.New(t, acmelab.Options{})
 	m := start(t, labConfig(t, lab, "a.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
-	rewrite(t, m.Manager, "example.test", func(o *object) { o.PrivateKey = "torn" })
+	rewrite(t, m.Manager, "example.test", func(o *vault.Certificate) { o.PrivateKey = "torn" })
 	m.until(t, "example.test", StepLoaded)
 	if n := lab.CA.Orders(); n != 2 {
 		t.Errorf("%d orders, want 2", n)
@@ -267,7 +268,7 @@ func TestDeletedObjectIsObtainedAgainWhileTheOldOneServes(t *testing.T) {
 	m.until(t, "example.test", StepLoaded)
 	old := m.one(t).Serial
 	lab.CA.SetDown(true)
-	if err := m.storage().Delete(t.Context(), certificateKey("example.test")); err != nil {
+	if err := m.vaultInUse().Store().Delete(t.Context(), vault.Certificates.Key("example.test")); err != nil {
 		t.Fatal(err)
 	}
 	m.until(t, "example.test", StepFailed)
@@ -287,12 +288,12 @@ func TestPausedHolderCannotOverwriteWhatCameAfterIt(t *testing.T) {
 	m.mu.Lock()
 	mine, before := *m.loaded["example.test"].cert.object, m.loaded["example.test"].version
 	m.mu.Unlock()
-	theirs := rewrite(t, m.Manager, "example.test", func(o *object) { o.Owner = "heir" })
+	theirs := rewrite(t, m.Manager, "example.test", func(o *vault.Certificate) { o.Owner = "heir" })
 	mine.Owner = "sleeper"
-	if err := m.commit(t.Context(), m.storage(), &mine, before); err != nil {
+	if err := m.commit(t.Context(), m.vaultInUse(), &mine, before); err != nil {
 		t.Fatal(err)
 	}
-	data, version, err := m.storage().LoadVersion(t.Context(), certificateKey("example.test"))
+	data, version, err := m.vaultInUse().Store().LoadVersion(t.Context(), vault.Certificates.Key("example.test"))
 	if err != nil || version != theirs || !bytes.Contains(data, []byte("heir")) {
 		t.Errorf("the sleeper's certificate replaced its heir's: %v", err)
 	}
@@ -336,12 +337,13 @@ func TestReplicasThatDisagreeDoNotFightOverOneCertificate(t *testing.T) {
 func TestCertificateThatIsDueAtOnceCountsAsAFailure(t *testing.T) {
 	ca, now := newTestCA(t), time.Now()
 	m := New(Options{Logger: (&logs{}).logger()})
-	b := Bundle{ID: "b", Names: []string{"a.test"}, KeyType: config.P256}
+	st := &state{cfg: &config.Config{Issuers: map[string]*config.Issuer{"ca": {Name: "ca", Directory: "https://ca.test/dir"}}}}
+	b := Bundle{ID: "b", Names: []string{"a.test"}, Issuer: "ca", KeyType: config.P256}
 	for left, want := range map[time.Duration]bool{time.Hour: true, time.Minute: false} {
 		c := ca.certificate(t, "b", config.P256, now.Add(-time.Minute*30), now.Add(left), "a.test")
 		c.object.Directory = "https://ca.test/dir"
 		m.keep(t.Context(), "b", &stored{version: store.Version(left.String()), cert: c})
-		if err := m.enough(b, "https://ca.test/dir"); (err == nil) != want {
+		if err := m.enough(st, b, nil); (err == nil) != want {
 			t.Errorf("%s of life left: %v, want enough %v", left, err, want)
 		}
 	}
@@ -349,7 +351,7 @@ func TestCertificateThatIsDueAtOnceCountsAsAFailure(t *testing.T) {
 
 func TestContestsGrowRarer(t *testing.T) {
 	j, now := &job{settled: true}, time.Now()
-	l := &stored{cert: &certificate{object: &object{Owner: "other"}}}
+	l := &stored{cert: &certificate{object: &vault.Certificate{Owner: "other"}}}
 	for _, want := range []time.Duration{10 * time.Minute, 20 * time.Minute, 40 * time.Minute} {
 		if warning := j.contest(needNames, l, now); !strings.Contains(warning, want.String()) || j.next.Sub(now) != want || j.settled {
 			t.Errorf("%q, next after %s; want %s", warning, j.next.Sub(now), want)
@@ -471,13 +473,13 @@ func TestMissingFilesFailPrepareAndChangeNothing(t *testing.T) {
 		"file": good.cfg.Certificates["file"],
 		"gone": {Name: "gone", File: &config.CertificateFile{Certificate: "/nonexistent/tls.crt", PrivateKey: config.Secret{Ref: "file:/nonexistent/tls.key"}}},
 	}
-	bad.Issuers = map[string]*config.Issuer{"x": {Name: "x", CA: "/nonexistent/ca.pem"}}
+	bad.Issuers = map[string]*config.Issuer{"x": {Name: "x", Directory: "https://ca.test/dir", CA: "/nonexistent/ca.pem"}}
 	bad.Bundles.Issuers = []string{"x"}
 	bad.Routes = append(slices.Clone(bad.Routes), &config.Route{Name: "r", Hosts: []string{"c.test"}, Listeners: []string{"https"}})
 	_, err := m.Prepare(t.Context(), &bad)
 	for _, want := range []string{
 		"certificates.gone: open /nonexistent/tls.crt: no such file or directory (check the path, or remove the entry)",
-		"issuers.x.ca: open /nonexistent/ca.pem: no such file or directory",
+		"issuers.x.acme.ca: open /nonexistent/ca.pem: no such file or directory",
 		"storage URL",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -504,7 +506,7 @@ func TestChangeOfStorageWaitsForARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := change.Warnings()
-	if len(w) != 1 || !strings.Contains(w[0].Error(), "routes.yaml:3:5: storage.url: storage changed") || !strings.Contains(w[0].Error(), "restart to apply") {
+	if len(w) != 1 || !strings.Contains(w[0].Error(), "routes.yaml:3:5: storage: storage changed") || !strings.Contains(w[0].Error(), "restart to apply") {
 		t.Errorf("warnings %v", w)
 	}
 	m.until(t, "example.test", StepLoaded)

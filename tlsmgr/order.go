@@ -2,288 +2,192 @@ package tlsmgr
 
 import (
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
 	"edge/config"
-	"edge/tlsmgr/dns"
-	"edge/tlsmgr/store"
-
-	"github.com/mholt/acmez/v3/acme"
-	"golang.org/x/sync/errgroup"
+	"edge/tlsmgr/acme"
+	"edge/tlsmgr/vault"
 )
 
-// order is one attempt to obtain one certificate.
+// order is one certificate on its way. Each step is written into the journal
+// before it is done, so that another replica can go on from there.
 type order struct {
 	m       *Manager
-	store   *store.Store
+	vault   *vault.Vault
 	issuer  *issuer
-	bundle  Bundle
+	id      string // of the bundle
+	journal *journal
 	account *account
-	acme    acme.Order
+	acme    *acme.Order
 }
 
-// obtain orders a certificate for bundle b, step by step, and returns it ready
-// to be stored. All names are presented at once and waited for once. A CA that
-// has lost the account is given a new one, and the order is repeated with that.
-func (m *Manager) obtain(ctx context.Context, s *store.Store, i *issuer, b Bundle) (*object, error) {
-	i = i.forOrder()
-	o := &order{m: m, store: s, issuer: i, bundle: b}
-	profile, err := i.profile(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := o.place(ctx, profile); err != nil {
-		return nil, err
-	}
-	if err := o.authorize(ctx); err != nil {
-		return nil, err
-	}
-	key, err := newKey(b.KeyType)
-	if err != nil {
-		return nil, err
-	}
-	chain, err := o.finalize(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	keyPEM, err := encodeKey(key)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkIssued(b.Names, chain, keyPEM, time.Now()); err != nil {
-		return nil, fmt.Errorf("the CA issued something else: %w (report it to the CA)", err)
-	}
-	return &object{
-		Format: objectFormat, ID: b.ID, Names: b.Names, Issuer: b.Issuer, Directory: i.config.Directory, Profile: profile, KeyType: b.KeyType,
-		Chain: chain, PrivateKey: keyPEM, OrderURL: o.acme.Location, ObtainedAt: time.Now().UTC(), Owner: m.options.Owner,
-	}, nil
-}
+// errAbandoned is an order in the journal that cannot be finished any more.
+var errAbandoned = errors.New("the order cannot be resumed")
+
+// attempt is what the journal has about the order.
+func (o *order) attempt() *vault.Attempt { return o.journal.record.Attempt }
 
 func (o *order) say(ctx context.Context, step Step, format string, args ...any) {
-	o.m.emit(ctx, o.bundle.ID, step, fmt.Sprintf(format, args...))
+	o.m.emit(ctx, o.id, step, fmt.Sprintf(format, args...))
 }
 
-// place gets the account and sends newOrder, twice if the account is lost.
-func (o *order) place(ctx context.Context, profile string) (err error) {
-	o.account, err = o.m.account(ctx, o.store, o.issuer)
+// begin writes down what is to be ordered: with the key and the request, so
+// that whoever goes on after a death finishes this certificate and no other.
+func (o *order) begin(ctx context.Context, b *Bundle, names []string, replaces string) error {
+	profile, err := o.issuer.ca.Profile(ctx)
 	if err != nil {
 		return err
 	}
-	o.say(ctx, StepAccount, "%s", o.account.Location)
-	want := acme.Order{Profile: profile}
-	for _, n := range o.bundle.Names {
-		want.Identifiers = append(want.Identifiers, acme.Identifier{Type: "dns", Value: n})
+	if profile.MaxNames > 0 && len(names) > profile.MaxNames {
+		return fmt.Errorf("%d names; profile %q of %s allows %d in one certificate (set certificate_defaults.max_names, or split the certificate)",
+			len(names), profile.Name, o.issuer.config.Name, profile.MaxNames)
 	}
-	o.acme, err = o.issuer.client.NewOrder(ctx, o.account.Account, want)
-	if isLost(err) {
-		o.m.log.LogAttrs(ctx, slog.LevelWarn, "the CA does not know the account any more, registering a new one",
-			slog.String("issuer", o.bundle.Issuer), slog.String("account", o.account.Location))
-		if o.account, err = o.m.register(ctx, o.store, o.issuer, o.account.version); err != nil {
-			return err
-		}
-		o.say(ctx, StepAccount, "%s replaces a lost one", o.account.Location)
-		o.acme, err = o.issuer.client.NewOrder(ctx, o.account.Account, want)
+	key, err := acme.NewKey(b.KeyType)
+	if err != nil {
+		return err
+	}
+	csr, err := acme.NewCSR(names, key)
+	if err != nil {
+		return err
+	}
+	keyPEM, err := acme.EncodeKey(key)
+	if err != nil {
+		return err
+	}
+	o.journal.record.Attempt = &vault.Attempt{
+		Names: names, Issuer: o.issuer.config.Name, Directory: o.issuer.config.Directory, Profile: profile.Name, Replaces: replaces,
+		KeyType: b.KeyType, Challenge: challengeOf(o.issuer.config), PrivateKey: keyPEM, CSR: csr, StartedAt: time.Now().UTC(),
+	}
+	return o.m.save(ctx, o.vault, o.journal)
+}
+
+// obtain brings the order in the journal to its end and returns the certificate
+// ready to be stored. All names are proven at once and waited for once.
+func (o *order) obtain(ctx context.Context) (*vault.Certificate, error) {
+	var err error
+	if o.account, err = o.m.account(ctx, o.vault, o.issuer); err != nil {
+		return nil, err
+	}
+	o.say(ctx, StepAccount, "%s", o.account.URL)
+	if o.attempt().URL != "" {
+		err = o.resume(ctx)
+	} else {
+		err = o.place(ctx)
 	}
 	if err != nil {
-		return o.issuer.explain("place the order", err)
+		return nil, err
 	}
-	o.say(ctx, StepOrder, "%d names: %s", len(o.bundle.Names), abridge(o.bundle.Names))
+	if o.acme.Status == "pending" {
+		if err := o.authorize(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return o.finish(ctx)
+}
+
+// resume fetches the order that another attempt placed.
+func (o *order) resume(ctx context.Context) (err error) {
+	a := o.attempt()
+	if a.Account != o.account.URL {
+		return fmt.Errorf("%w: it belongs to another account", errAbandoned)
+	}
+	o.acme, err = o.issuer.ca.GetOrder(ctx, o.account.Account, a.URL)
+	if e, ok := errors.AsType[*acme.Error](err); ok && e.Kind != acme.Unreachable && e.Kind != acme.ServerError && e.Kind != acme.RateLimited {
+		return fmt.Errorf("%w: %s", errAbandoned, oneLine(err.Error()))
+	}
+	if err != nil {
+		return err
+	}
+	if o.acme.Status == "invalid" {
+		return fmt.Errorf("%w: it is invalid", errAbandoned)
+	}
+	o.say(ctx, StepOrder, "resumed, %s: %s", o.acme.Status, abridge(a.Names))
+	return nil
+}
+
+// place sends newOrder, twice if the account is lost. The budget that replicas
+// share at the CA is charged before.
+func (o *order) place(ctx context.Context) (err error) {
+	a := o.attempt()
+	if err := o.m.afford(ctx, o.vault, o.issuer, a); err != nil {
+		return err
+	}
+	request := acme.Request{Names: a.Names, Profile: a.Profile, Replaces: a.Replaces}
+	o.acme, err = o.issuer.ca.NewOrder(ctx, o.account.Account, request)
+	if e, ok := errors.AsType[*acme.Error](err); ok && e.Kind == acme.AccountLost {
+		o.m.log.LogAttrs(ctx, slog.LevelWarn, "the CA does not know the account any more, registering a new one",
+			slog.String("issuer", o.issuer.config.Name), slog.String("account", o.account.URL))
+		if o.account, err = o.m.register(ctx, o.vault, o.issuer, o.account.version); err != nil {
+			return err
+		}
+		o.say(ctx, StepAccount, "%s replaces a lost one", o.account.URL)
+		o.acme, err = o.issuer.ca.NewOrder(ctx, o.account.Account, request)
+	}
+	if e, ok := errors.AsType[*acme.Error](err); ok && e.Kind == acme.BadRequest {
+		return fmt.Errorf("%w; the account is %s in the storage", err, vault.Accounts.Key(accountID(o.issuer.config)))
+	}
+	if err != nil {
+		return err
+	}
+	a.URL, a.Account = o.acme.URL, o.account.URL
+	if err := o.m.save(ctx, o.vault, o.journal); err != nil {
+		return err
+	}
+	o.say(ctx, StepOrder, "%d names: %s", len(a.Names), abridge(a.Names))
 	return nil
 }
 
 // authorize proves control of every name that the CA has not seen proof of.
 func (o *order) authorize(ctx context.Context) error {
-	pending, err := o.pending(ctx)
+	proofs, err := o.acme.Proofs(ctx)
 	if err != nil {
 		return err
 	}
-	o.say(ctx, StepAuthorization, "%d of %d names to prove", len(pending), len(o.acme.Authorizations))
-	if len(pending) == 0 {
+	o.say(ctx, StepAuthorization, "%d of %d names to prove", len(proofs), len(o.attempt().Names))
+	if len(proofs) == 0 {
 		return nil
 	}
-	records := make([]dns.Record, 0, len(pending))
-	for _, p := range pending {
-		records = append(records, dns.Record{Name: p.challenge.DNS01TXTRecordName(), Value: p.challenge.DNS01KeyAuthorization()})
+	kind := o.attempt().Challenge
+	for _, p := range proofs {
+		if _, offered := p.Challenges[kind]; !offered {
+			return fmt.Errorf("the CA offers no %s challenge for %s (use another issuer, or another challenge type)", kind, p.Name)
+		}
 	}
-	presented, err := o.issuer.solver.Present(ctx, records)
+	withdraw, err := o.present(ctx, kind, proofs)
 	if err != nil {
-		return oneError(err)
-	}
-	defer o.cleanUp(ctx, presented)
-	o.say(ctx, StepPresent, "%d TXT records", len(records))
-	if err := presented.Wait(ctx); err != nil {
-		return oneError(err)
-	}
-	o.say(ctx, StepWait, "all authoritative servers show them")
-	if err := o.validate(ctx, pending); err != nil {
 		return err
 	}
-	o.say(ctx, StepValidate, "%d names proven", len(pending))
+	defer withdraw()
+	if err := o.acme.Validate(ctx, proofs, kind); err != nil {
+		o.m.spoiled(ctx, o.vault, o.issuer, refusedNames(err))
+		return err
+	}
+	o.say(ctx, StepValidate, "%d names proven", len(proofs))
 	return nil
 }
 
-// cleanUp removes the challenge records, also after a cancelled attempt.
-func (o *order) cleanUp(ctx context.Context, presented *dns.Presented) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
-	defer cancel()
-	if err := presented.CleanUp(ctx); err != nil {
-		o.m.log.LogAttrs(ctx, slog.LevelWarn, "challenge records left behind",
-			slog.String("certificate", o.bundle.ID), slog.Any("error", oneError(err)))
+// finish sends the CSR of the journal and downloads the chain.
+func (o *order) finish(ctx context.Context) (*vault.Certificate, error) {
+	a := o.attempt()
+	if err := o.acme.Finalize(ctx, a.CSR); err != nil {
+		return nil, err
 	}
-}
-
-// A proof is an authorization that the CA wants and our way to get it.
-type proof struct {
-	authz     acme.Authorization
-	challenge acme.Challenge
-}
-
-// pending fetches all authorizations and picks dns-01 where there is something
-// to prove.
-func (o *order) pending(ctx context.Context) ([]proof, error) {
-	authzs := make([]acme.Authorization, len(o.acme.Authorizations))
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(maxAuthz)
-	for n, u := range o.acme.Authorizations {
-		group.Go(func() (err error) {
-			authzs[n], err = o.issuer.client.GetAuthorization(groupCtx, o.account.Account, u)
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return nil, o.issuer.explain("fetch the authorizations", err)
-	}
-	var out []proof
-	for _, a := range authzs {
-		if a.Status == acme.StatusValid {
-			continue
-		}
-		n := slices.IndexFunc(a.Challenges, func(c acme.Challenge) bool { return c.Type == acme.ChallengeTypeDNS01 })
-		if n < 0 {
-			return nil, fmt.Errorf("the CA offers no dns-01 challenge for %s (use another issuer, or another profile)", a.IdentifierValue())
-		}
-		out = append(out, proof{authz: a, challenge: a.Challenges[n]})
-	}
-	return out, nil
-}
-
-// validate asks the CA to look at all records and waits for its verdicts. Every
-// refusal is reported, not only the first.
-func (o *order) validate(ctx context.Context, proofs []proof) error {
-	errs := make([]error, len(proofs))
-	var group errgroup.Group
-	group.SetLimit(maxAuthz)
-	for n, p := range proofs {
-		group.Go(func() error {
-			_, errs[n] = o.issuer.client.InitiateChallenge(ctx, o.account.Account, p.challenge)
-			return nil
-		})
-	}
-	_ = group.Wait() // each proof has its own error
-	for n, p := range proofs {
-		if errs[n] != nil {
-			continue
-		}
-		group.Go(func() error {
-			_, errs[n] = o.issuer.client.PollAuthorization(ctx, o.account.Account, p.authz)
-			return nil
-		})
-	}
-	_ = group.Wait()
-	var refused []error
-	for n, err := range errs {
-		if err != nil {
-			refused = append(refused, o.issuer.explain("prove "+proofs[n].authz.IdentifierValue(), err))
-		}
-	}
-	if len(refused) == 0 {
-		return nil
-	}
-	return joinLines(refused)
-}
-
-// finalize sends the CSR and downloads the chain.
-func (o *order) finalize(ctx context.Context, key crypto.Signer) (chain string, err error) {
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: o.bundle.Names}, key)
+	chain, err := o.acme.Chain(ctx, o.issuer.config.Chains)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	location := o.acme.Location
-	o.acme.Status = acme.StatusProcessing // if the CA refuses, acmez asks what became of the order (RFC 8555 section 7.4)
-	o.acme, err = o.issuer.client.FinalizeOrder(ctx, o.account.Account, o.acme, csr)
-	if err != nil {
-		return "", o.issuer.explain("finalize the order", err)
+	o.say(ctx, StepFinalize, "%s", a.URL)
+	if err := acme.CheckIssued(a.Names, chain, a.PrivateKey, time.Now()); err != nil {
+		return nil, fmt.Errorf("the CA issued something else: %w (report it to the CA)", err)
 	}
-	if o.acme.Location == "" {
-		o.acme.Location = location
-	}
-	chains, err := o.issuer.client.GetCertificateChain(context.WithValue(ctx, onlyChainKey{}, true), o.account.Account, o.acme.Certificate)
-	if err != nil {
-		return "", o.issuer.explain("download the certificate", err)
-	}
-	if len(chains) == 0 {
-		return "", errors.New("the CA issued no certificate")
-	}
-	o.say(ctx, StepFinalize, "%s", o.acme.Certificate)
-	return string(chains[0].ChainPEM), nil
-}
-
-// newKey makes a private key.
-func newKey(kind config.KeyType) (crypto.Signer, error) {
-	switch kind {
-	case config.P384:
-		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case config.RSA2048:
-		return rsa.GenerateKey(rand.Reader, 2048)
-	case config.P256, "":
-		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	default:
-		return nil, fmt.Errorf("key type %q (want p256, p384 or rsa2048)", kind)
-	}
-}
-
-// checkIssued makes sure that a chain is what was ordered: our key, exactly our
-// names, valid, and each certificate signed by the next one.
-func checkIssued(names []string, chain, key string, now time.Time) error {
-	pair, err := tls.X509KeyPair([]byte(chain), []byte(key))
-	if err != nil {
-		return err
-	}
-	got := make([]string, 0, len(pair.Leaf.DNSNames))
-	for _, n := range pair.Leaf.DNSNames {
-		got = append(got, strings.ToLower(n))
-	}
-	slices.Sort(got)
-	if !slices.Equal(slices.Compact(got), names) {
-		return fmt.Errorf("names %s, ordered %s", abridge(got), abridge(names))
-	}
-	if !now.Before(pair.Leaf.NotAfter) {
-		return fmt.Errorf("it expired on %s", pair.Leaf.NotAfter.UTC().Format(time.RFC3339))
-	}
-	child := pair.Leaf
-	for _, der := range pair.Certificate[1:] {
-		parent, err := x509.ParseCertificate(der)
-		if err != nil {
-			return err
-		}
-		if err := child.CheckSignatureFrom(parent); err != nil {
-			return fmt.Errorf("chain is broken at %q: %w", parent.Subject, err)
-		}
-		child = parent
-	}
-	return nil
+	return &vault.Certificate{
+		Format: vault.Format, ID: o.id, Names: a.Names, Issuer: a.Issuer, Directory: a.Directory, Profile: a.Profile, KeyType: a.KeyType,
+		Chain: chain, PrivateKey: a.PrivateKey, OrderURL: a.URL, ObtainedAt: time.Now().UTC(), Owner: o.m.options.Owner,
+	}, nil
 }
 
 // abridge shows the first few names of a list.
@@ -294,3 +198,30 @@ func abridge(names []string) string {
 	}
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
+
+// issue makes a certificate of edge's own CA.
+func (m *Manager) issue(ctx context.Context, v *vault.Vault, i *issuer, b *Bundle) (*vault.Certificate, error) {
+	authority, err := m.authority(ctx, v, i.config)
+	if err != nil {
+		return nil, err
+	}
+	key, err := acme.NewKey(b.KeyType)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := authority.Issue(b.Names, key, lifetimeOf(i.config), time.Now())
+	if err != nil {
+		return nil, err
+	}
+	keyPEM, err := acme.EncodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	m.emit(ctx, b.ID, StepFinalize, "signed by "+i.config.Name)
+	return &vault.Certificate{
+		Format: vault.Format, ID: b.ID, Names: b.Names, Issuer: i.config.Name, Directory: directoryOf(i.config), KeyType: b.KeyType,
+		Chain: chain, PrivateKey: keyPEM, ObtainedAt: time.Now().UTC(), Owner: m.options.Owner,
+	}, nil
+}
+
+func lifetimeOf(i *config.Issuer) time.Duration { return i.Internal.Lifetime }

@@ -3,17 +3,13 @@ package tlsmgr
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/letsencrypt/pebble/v2/ca"
@@ -21,6 +17,7 @@ import (
 
 	"edge/config"
 	"edge/internal/acmelab"
+	"edge/tlsmgr/vault"
 )
 
 func TestWildcardAndApexAreOrderedTogetherAndServed(t *testing.T) {
@@ -100,65 +97,18 @@ func TestKeyTypeIsTheConfiguredOne(t *testing.T) {
 		m.until(t, "", StepLoaded)
 	}
 	x := m.index.Load()
-	if k, ok := x.byID["p256"].leaf().PublicKey.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P256() {
-		t.Errorf("p256 is %T", x.byID["p256"].leaf().PublicKey)
+	if k, ok := x.byID["p256"].best.leaf().PublicKey.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P256() {
+		t.Errorf("p256 is %T", x.byID["p256"].best.leaf().PublicKey)
 	}
-	if k, ok := x.byID["p384"].leaf().PublicKey.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P384() {
-		t.Errorf("p384 is %T", x.byID["p384"].leaf().PublicKey)
+	if k, ok := x.byID["p384"].best.leaf().PublicKey.(*ecdsa.PublicKey); !ok || k.Curve != elliptic.P384() {
+		t.Errorf("p384 is %T", x.byID["p384"].best.leaf().PublicKey)
 	}
-	if k, ok := x.byID["rsa2048"].leaf().PublicKey.(*rsa.PublicKey); !ok || k.Size() != 256 {
-		t.Errorf("rsa2048 is %T", x.byID["rsa2048"].leaf().PublicKey)
+	if k, ok := x.byID["rsa2048"].best.leaf().PublicKey.(*rsa.PublicKey); !ok || k.Size() != 256 {
+		t.Errorf("rsa2048 is %T", x.byID["rsa2048"].best.leaf().PublicKey)
 	}
 	if n := lab.CA.Requests(acmelab.PathNewAccount); n != 1 {
 		t.Errorf("%d accounts for one issuer, want 1", n)
 	}
-}
-
-func TestProfileIsAlwaysTheSameOne(t *testing.T) {
-	for _, c := range []struct {
-		configured string
-		listed     []string
-		want       string
-		wrong      string
-	}{
-		{"", nil, "", ""},
-		{"", []string{"classic", "default", "tlsserver"}, "tlsserver", ""},
-		{"", []string{"classic", "default"}, "default", ""},
-		{"", []string{"classic", "exotic"}, "classic", ""},
-		{"", []string{"one", "two"}, "one", ""},
-		{"shortlived", []string{"classic", "shortlived"}, "shortlived", ""},
-		{"short", []string{"classic", "shortlived"}, "", `no profile "short" (profiles: classic, shortlived)`},
-		{"short", nil, "", "no profiles"},
-	} {
-		got, err := chooseProfile(c.configured, c.listed)
-		if got != c.want || (err != nil) != (c.wrong != "") || err != nil && !strings.Contains(err.Error(), c.wrong) {
-			t.Errorf("chooseProfile(%q, %v) = %q, %v; want %q, %q", c.configured, c.listed, got, err, c.want, c.wrong)
-		}
-	}
-}
-
-// changingCA is the directory of a CA that gets another profile each time.
-type changingCA struct{ asked int }
-
-func (c *changingCA) RoundTrip(*http.Request) (*http.Response, error) {
-	c.asked++
-	w := httptest.NewRecorder()
-	w.Header().Set("Content-Type", "application/json")
-	fmt.Fprintf(w, `{"newNonce":"https://ca.test/n","newOrder":"https://ca.test/o","meta":{"profiles":{"p%d":""}}}`, c.asked)
-	return w.Result(), nil
-}
-
-func TestDirectoryIsReadAgainAfterADay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		i := testIssuer()
-		i.client = &acme.Client{Directory: "https://" + rand.Text() + ".test/dir", HTTPClient: &http.Client{Transport: &changingCA{}}}
-		for _, want := range []string{"p1", "p2", "p3"} {
-			if got, err := i.forOrder().profile(t.Context()); got != want || err != nil {
-				t.Errorf("profile %q, %v; want %q", got, err, want)
-			}
-			time.Sleep(24 * time.Hour)
-		}
-	})
 }
 
 func TestOrderAsksForTheProfile(t *testing.T) {
@@ -254,62 +204,29 @@ func TestAccountThatIsLostDuringAnOrderIsReplacedByTheNextAttempt(t *testing.T) 
 	}
 }
 
-// staleOrder answers as a CA whose order became invalid before it was finalized.
-type staleOrder struct{ next http.RoundTripper }
-
-func (s staleOrder) RoundTrip(r *http.Request) (*http.Response, error) {
-	w := httptest.NewRecorder()
-	w.Header().Set("Replay-Nonce", "used")
-	switch {
-	case strings.HasPrefix(r.URL.Path, acmelab.PathFinalize):
-		w.Header().Set("Content-Type", "application/problem+json")
-		w.WriteHeader(http.StatusForbidden)
-		_, _ = w.WriteString(`{"type":"urn:ietf:params:acme:error:orderNotReady","detail":"not now"}`)
-	case strings.HasPrefix(r.URL.Path, "/my-order/"):
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.WriteString(`{"status":"invalid","error":{"type":"urn:ietf:params:acme:error:caa","detail":"CAA changed"}}`)
-	default:
-		return s.next.RoundTrip(r)
-	}
-	return w.Result(), nil
-}
-
-func TestOrderThatBecameInvalidIsExplained(t *testing.T) {
-	t.Parallel()
-	lab := acmelab.New(t, acmelab.Options{})
-	m := ready(t, labConfig(t, lab, "a.example.test"), nil)
-	transport := m.state.Load().issuers["lab"].client.HTTPClient.Transport.(*acmeTransport)
-	transport.next = staleOrder{transport.next}
-	m.run(t)
-	const want = "finalize the order: the CA refuses: caa: CAA changed (a CAA record"
-	if e := m.until(t, "example.test", StepFailed); !strings.Contains(e.Detail, want) {
-		t.Errorf("detail %s\nwant   %s", e.Detail, want)
-	}
-}
-
 func TestDeactivatedAccountIsReplacedOnceItsObjectIsDeleted(t *testing.T) {
 	t.Parallel()
 	lab := acmelab.New(t, acmelab.Options{})
 	m := start(t, labConfig(t, lab, "a.example.test"), nil)
 	m.until(t, "example.test", StepLoaded)
 	i := m.state.Load().issuers["lab"]
-	a, err := m.account(t.Context(), m.storage(), i)
+	a, err := m.account(t.Context(), m.vaultInUse(), i)
 	if err != nil {
 		t.Fatal(err)
 	}
-	end := a.Account
-	end.Status = acme.StatusDeactivated
-	if _, err := i.client.UpdateAccount(t.Context(), end); err != nil {
+	client := &acme.Client{Directory: lab.CA.Directory, HTTPClient: lab.CA.Client}
+	end := acme.Account{Status: acme.StatusDeactivated, Location: a.URL, PrivateKey: a.Key}
+	if _, err := client.UpdateAccount(t.Context(), end); err != nil {
 		t.Fatal(err)
 	}
 	next := labConfig(t, lab, "a.example.test")
 	next.Certificates["one"] = &config.Certificate{Names: []string{"one.example.test"}, Issuers: []string{"lab"}, KeyTypes: []config.KeyType{config.P256}}
 	commit(t, m.Manager, next)
-	key := accountKey(accountID(i.config))
-	if e := m.until(t, "one", StepFailed); !strings.Contains(e.Detail, "unauthorized: ") || !strings.Contains(e.Detail, "delete "+key) {
+	key := vault.Accounts.Key(accountID(i.config))
+	if e := m.until(t, "one", StepFailed); !strings.Contains(e.Detail, "unauthorized: ") || !strings.Contains(e.Detail, key) {
 		t.Errorf("detail %s", e.Detail)
 	}
-	if err := m.storage().Delete(t.Context(), key); err != nil {
+	if err := m.vaultInUse().Store().Delete(t.Context(), key); err != nil {
 		t.Fatal(err)
 	}
 	m.until(t, "one", StepLoaded) // without a restart
@@ -334,14 +251,14 @@ func TestRefusalsAreOneLineWithAHint(t *testing.T) {
 			edit: func(_ *testing.T, cfg *config.Config) {
 				cfg.Issuers["lab"].Directory = "https://127.0.0.1:1/dir"
 			},
-			want: []string{"read the directory: cannot reach 127.0.0.1:1: connection refused (check issuers.lab.directory"},
+			want: []string{"read the directory: cannot reach 127.0.0.1:1: connection refused (check issuers.lab.acme.directory"},
 		},
 		"untrusted CA": {
 			edit: func(_ *testing.T, cfg *config.Config) {
 				cfg.Issuers["lab"].CA = ""
 				cfg.Issuers["lab"].Directory += "?untrusted" // acmez remembers directories by URL
 			},
-			want: []string{"is not trusted (set issuers.lab.ca to a PEM file"},
+			want: []string{"is not trusted (set issuers.lab.acme.ca to a PEM file"},
 		},
 		"refused name": {
 			lab:  acmelab.CAOptions{Blocked: []string{"a.example.test"}},
@@ -349,7 +266,7 @@ func TestRefusalsAreOneLineWithAHint(t *testing.T) {
 		},
 		"external account": {
 			lab:  acmelab.CAOptions{EABKeys: map[string]string{"kid-1": "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"}},
-			want: []string{"register an account: the CA refuses: externalAccountRequired", "not supported yet"},
+			want: []string{"register an account: the CA refuses: externalAccountRequired", "set issuers.lab.acme.eab to the key id and HMAC key"},
 		},
 		"unknown profile": {
 			edit: func(_ *testing.T, cfg *config.Config) { cfg.Issuers["lab"].Profile = "nonesuch" },
@@ -380,34 +297,5 @@ func TestRefusalsAreOneLineWithAHint(t *testing.T) {
 				t.Errorf("%d lines about one failure:\n%s", n, m.logs)
 			}
 		})
-	}
-}
-
-func TestWhatTheCAIssuedIsChecked(t *testing.T) {
-	good, other, now := newTestCA(t), newTestCA(t), time.Now()
-	chain, key := good.issue(t, config.P256, now.Add(-time.Hour), now.Add(time.Hour), "a.test", "b.test")
-	_, otherKey := good.issue(t, config.P256, now.Add(-time.Hour), now.Add(time.Hour), "a.test")
-	old, oldKey := good.issue(t, config.P256, now.Add(-2*time.Hour), now.Add(-time.Hour), "a.test")
-	foreign, _ := other.issue(t, config.P256, now, now, "x.test")
-	leaf, _, _ := strings.Cut(chain, "-----END CERTIFICATE-----\n")
-	broken := leaf + "-----END CERTIFICATE-----\n" + foreign
-	for name, c := range map[string]struct {
-		names      []string
-		chain, key string
-		want       string
-	}{
-		"as ordered":    {[]string{"a.test", "b.test"}, chain, key, ""},
-		"another key":   {[]string{"a.test", "b.test"}, chain, otherKey, "private key does not match"},
-		"fewer names":   {[]string{"a.test", "b.test", "c.test"}, chain, key, "names a.test, b.test, ordered a.test, b.test, c.test"},
-		"more names":    {[]string{"a.test"}, chain, key, "ordered a.test"},
-		"expired":       {[]string{"a.test"}, old, oldKey, "it expired on"},
-		"broken chain":  {[]string{"a.test", "b.test"}, broken, key, "chain is broken"},
-		"not a chain":   {[]string{"a.test"}, "hello", key, "failed to find"},
-		"an empty file": {[]string{"a.test"}, "", key, "failed to find"},
-	} {
-		err := checkIssued(c.names, c.chain, c.key, now)
-		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%s: got %v, want %q", name, err, c.want)
-		}
 	}
 }

@@ -2,6 +2,7 @@ package tlsmgr
 
 import (
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"edge/config"
 	"edge/internal/acmelab"
 	"edge/tlsmgr/store"
+	"edge/tlsmgr/vault"
 )
 
 func TestRecordsThatDoNotShowFailWithTheServersAnswer(t *testing.T) {
@@ -37,7 +39,7 @@ func TestEveryNameThatTheCADoesNotBelieveIsTold(t *testing.T) {
 	}})
 	m := start(t, labConfig(t, lab, "a.example.test", "b.example.test"), nil)
 	e := m.until(t, "example.test", StepFailed)
-	for _, want := range []string{"prove a.example.test: the CA refuses: ", "prove b.example.test: the CA refuses: ", "the internet sees?"} {
+	for _, want := range []string{"a.example.test: unauthorized: ", "b.example.test: unauthorized: ", "does the internet see what edge set up for the challenge?"} {
 		if !strings.Contains(e.Detail, want) {
 			t.Errorf("detail %q\nwant %q", e.Detail, want)
 		}
@@ -160,7 +162,7 @@ func TestUnreadableAccountIsNotReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Close() }()
-	key := accountKey(accountID(cfg.Issuers["lab"]))
+	key := vault.Accounts.Key(accountID(cfg.Issuers["lab"]))
 	version, err := s.Swap(t.Context(), key, []byte(`{"format":1}`), "")
 	if err != nil {
 		t.Fatal(err)
@@ -219,12 +221,12 @@ func TestForeignObjectsAreIgnoredAndLeftoversServe(t *testing.T) {
 	}
 	defer func() { _ = s.Close() }()
 	left := ca.certificate(t, "left", config.P256, time.Now().Add(-time.Hour), time.Now().Add(time.Hour), "new.example.test", "gone.example.test")
-	data, err := encodeObject(left.object)
+	data, err := json.Marshal(left.object)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for key, value := range map[string][]byte{
-		certificateKey("left"): data, certificateDir + "/README": []byte("x"), certificateDir + "/sub/x.json": []byte("{"),
+		vault.Certificates.Key("left"): data, vault.Certificates.Dir() + "/README": []byte("x"), vault.Certificates.Dir() + "/sub/x.json": []byte("{"),
 	} {
 		if _, err := s.Swap(t.Context(), key, value, ""); err != nil {
 			t.Fatal(err)

@@ -232,6 +232,9 @@ func (m *Manager) TLSConfig(listenerName string) *tls.Config {
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"h2", "http/1.1"}, // what a listener may offer; the handshake's own configuration decides
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if c := m.alpn(hello); c != nil {
+				return c, nil
+			}
 			p := m.policyFor(listenerName, hello)
 			if p == nil {
 				return m.refuse, nil

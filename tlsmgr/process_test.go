@@ -21,6 +21,7 @@ import (
 
 	"edge/config"
 	"edge/internal/acmelab"
+	"edge/tlsmgr/vault"
 )
 
 // childConfig names the configuration of a test binary that is to be a replica
@@ -262,7 +263,7 @@ func stoppedAt(t *testing.T, path string) (lab *acmelab.Lab, c *child, release f
 	lab = acmelab.New(t, acmelab.Options{CA: acmelab.CAOptions{Gate: func(p string) { wait(strings.HasPrefix(p, path)) }}})
 	if path == "PUT" {
 		lab.S3.SetFail(func(r *http.Request) int {
-			wait(r.Method == path && strings.Contains(r.URL.Path, certificateDir))
+			wait(r.Method == path && strings.Contains(r.URL.Path, vault.Certificates.Dir()))
 			return 0
 		})
 	}

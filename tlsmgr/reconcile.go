@@ -4,53 +4,42 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"path"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"edge/tlsmgr/store"
+	"edge/tlsmgr/vault"
 
 	"golang.org/x/sync/errgroup"
 )
-
-// renewAt is when certificate c is due: when a third of its life is left, or
-// half of it where the whole is less than ten days, since then a third is
-// little time for repairs. Never a number of days: CAs shorten lifetimes. Up to
-// a twentieth of the life earlier, by certificate, so that what was ordered
-// together is not renewed together; replicas agree on it.
-func renewAt(c *certificate) time.Time {
-	life := c.leaf().NotAfter.Sub(c.leaf().NotBefore)
-	left := life / 3
-	if life < 10*24*time.Hour {
-		left = life / 2
-	}
-	h := fnv.New32a()
-	_, _ = h.Write(c.leaf().Raw)
-	early := time.Duration(float64(life) / 20 * float64(h.Sum32()) / (1 << 32))
-	return c.leaf().NotAfter.Add(-left - early)
-}
 
 // Load reads what the storage has, once, so that a process that is ready serves
 // everything that existed before it. An error leaves what was loaded in place;
 // Run goes on trying.
 func (m *Manager) Load(ctx context.Context) error {
-	if s := m.storage(); s != nil {
-		return m.sync(ctx, s)
+	v := m.vaultInUse()
+	if v == nil {
+		return nil
+	}
+	err := m.sync(ctx, v)
+	if err != nil {
+		return errors.Join(err, m.loadSnapshot(ctx))
 	}
 	return nil
 }
 
-// storage is the open store, nil when the configuration obtains nothing.
-func (m *Manager) storage() *store.Store {
+// vaultInUse is the open storage, nil when the configuration obtains nothing.
+func (m *Manager) vaultInUse() *vault.Vault {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.store
+	return m.vault
 }
 
 // Run keeps certificates in order until ctx ends: it looks at the storage every
@@ -78,10 +67,13 @@ func (m *Manager) Run(ctx context.Context) error {
 }
 
 func (m *Manager) close() {
-	if s := m.storage(); s != nil {
-		if err := s.Close(); err != nil {
-			m.log.LogAttrs(context.Background(), slog.LevelWarn, "close the storage", slog.Any("error", err))
-		}
+	v := m.vaultInUse()
+	if v == nil {
+		return
+	}
+	m.leave(v)
+	if err := v.Store().Close(); err != nil {
+		m.log.LogAttrs(context.Background(), slog.LevelWarn, "close the storage", slog.Any("error", err))
 	}
 }
 
@@ -90,23 +82,33 @@ func (m *Manager) close() {
 func (m *Manager) reconcile(ctx context.Context, w *weather, work *sync.WaitGroup) time.Duration {
 	now := time.Now()
 	m.expire(now)
-	s, st := m.storage(), m.state.Load()
-	if s == nil || len(st.bundles) == 0 {
-		return m.soon(st, now)
+	v := m.vaultInUse()
+	m.notice(ctx, v, now)
+	if v == nil || len(m.state.Load().bundles) == 0 {
+		return m.soon(m.state.Load(), now)
 	}
-	err := m.sync(ctx, s)
+	err := m.sync(ctx, v)
+	st := m.state.Load() // what is stored may have changed the plan
 	if err == nil {
-		err = m.probe(ctx, s, st, w)
+		err = m.probe(ctx, v.Store(), st, w)
 	}
 	if err != nil {
 		if ctx.Err() == nil {
-			w.down(ctx, m.log, s, err)
+			w.down(ctx, m.log, v.Store(), err)
 		}
 		return w.pause(m.options.Interval)
 	}
-	w.up(ctx, m.log, s)
+	w.up(ctx, m.log, v.Store())
+	m.beat(ctx, v)
+	if !st.cfg.ServeOnly {
+		m.adopt(ctx, v)
+		m.settleForeign(ctx, v, st, work)
+		if w.looks++; w.looks%janitorRound == janitorRound/2 {
+			work.Go(func() { m.tidy(ctx, v, st) })
+		}
+	}
 	for _, b := range m.turns(st) {
-		m.consider(ctx, s, st, b, now, work)
+		m.consider(ctx, v, st, b, now, work)
 	}
 	return m.soon(st, now)
 }
@@ -145,8 +147,11 @@ func (m *Manager) probe(ctx context.Context, s *store.Store, st *state, w *weath
 func (m *Manager) anyNeed(st *state) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if st.cfg.ServeOnly {
+		return false
+	}
 	for id, b := range st.bundles {
-		if b.needs(m.loaded[id], st.issuers[b.Issuer].config.Directory, time.Now()) != needNothing {
+		if st.needs(b, m.loaded[id], m.journals[id], time.Now()) != needNothing {
 			return true
 		}
 	}
@@ -178,12 +183,14 @@ func (m *Manager) soon(st *state, now time.Time) time.Duration {
 	earlier(m.index.Load().next)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for id := range st.bundles {
+	for id, b := range st.bundles {
 		if j := m.jobs[id]; j != nil {
 			earlier(j.next)
 		}
+		earlier(m.journals[id].next(now))
 		if l := m.loaded[id]; l != nil && l.cert != nil {
 			earlier(renewAt(l.cert))
+			earlier(st.askAt(b, l))
 		}
 	}
 	return wait
@@ -193,6 +200,7 @@ func (m *Manager) soon(st *state, now time.Time) time.Duration {
 type weather struct {
 	failures int  // in a row
 	probed   bool // the storage can be trusted
+	looks    int  // so far
 }
 
 func (w *weather) down(ctx context.Context, log *slog.Logger, s *store.Store, err error) {
@@ -220,7 +228,7 @@ func (w *weather) pause(interval time.Duration) time.Duration {
 // for each object that changed, and one new index. An object that cannot be
 // read is complained about and tried again at the next look; the others are
 // loaded. When many cannot be read it is the storage that fails.
-func (m *Manager) sync(ctx context.Context, s *store.Store) error {
+func (m *Manager) sync(ctx context.Context, v *vault.Vault) error {
 	select {
 	case m.syncing <- struct{}{}: // Load and Run need not both read everything
 	case <-ctx.Done():
@@ -231,28 +239,108 @@ func (m *Manager) sync(ctx context.Context, s *store.Store) error {
 	before := maps.Clone(m.loaded)
 	m.mu.Unlock()
 	listCtx, cancel := context.WithTimeout(ctx, storageTimeout)
-	objects, err := s.ListVersions(listCtx, certificateDir)
+	objects, err := v.Store().ListVersions(listCtx, path.Dir(vault.Certificates.Dir()))
 	cancel()
 	if err != nil {
 		return err
 	}
-	var changed []string
+	versions := map[vault.Kind]map[string]store.Version{vault.Certificates: {}, vault.Orders: {}, vault.Replicas: {}}
 	for _, o := range objects {
-		id, ok := certificateID(o.Key)
-		if !ok {
-			continue
+		if kind, id, ok := vault.Parse(o.Key); ok && versions[kind] != nil {
+			versions[kind][id] = o.Version
 		}
-		if was := before[id]; was == nil || was.version != o.Version {
+	}
+	var changed []string
+	for id, version := range versions[vault.Certificates] {
+		if was := before[id]; was == nil || was.version != version {
 			changed = append(changed, id)
 		}
 		delete(before, id)
 	}
+	slices.Sort(changed)
 	m.forget(before)
-	return m.readAll(ctx, s, changed)
+	err = errors.Join(m.readAll(ctx, v, changed), m.readJournals(ctx, v, versions[vault.Orders]), m.readPeers(ctx, v, versions[vault.Replicas]))
+	m.replan()
+	m.snap(ctx, err == nil)
+	return err
+}
+
+// readJournals reads what replicas wrote down about their orders, if it
+// changed, and forgets what is gone.
+func (m *Manager) readJournals(ctx context.Context, v *vault.Vault, listed map[string]store.Version) error {
+	var changed []string
+	m.mu.Lock()
+	for id, j := range m.journals {
+		if _, there := listed[id]; !there && j.version != "" {
+			delete(m.journals, id)
+		}
+	}
+	for id, version := range listed {
+		if j := m.journals[id]; j == nil || j.version != version {
+			changed = append(changed, id)
+		}
+	}
+	m.mu.Unlock()
+	return each(ctx, changed, func(ctx context.Context, id string) error {
+		j, err := readJournal(ctx, v, id)
+		if err != nil && !untouchable(err) {
+			return err
+		}
+		if err != nil {
+			j = &journal{version: listed[id], err: err}
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.journals[id], m.unsettled = j, true
+		return nil
+	})
+}
+
+// readPeers reads the heartbeats that changed.
+func (m *Manager) readPeers(ctx context.Context, v *vault.Vault, listed map[string]store.Version) error {
+	var changed []string
+	m.mu.Lock()
+	for id, p := range m.fleet.peers {
+		if _, there := listed[id]; !there {
+			delete(m.fleet.peers, id)
+		} else if p.version == listed[id] {
+			delete(listed, id)
+		}
+	}
+	for id := range listed {
+		if id != m.fleet.id && len(changed) < maxPeers {
+			changed = append(changed, id)
+		}
+	}
+	m.mu.Unlock()
+	return each(ctx, changed, func(ctx context.Context, id string) error {
+		ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+		defer cancel()
+		r, version, err := vault.Load[vault.Replica](ctx, v, id)
+		switch {
+		case err == nil:
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.fleet.heard(id, version, *r)
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+		return nil // one that cannot be read is no reason to stop
+	})
+}
+
+// each does f for all ids, some at once.
+func each(ctx context.Context, ids []string, f func(context.Context, string) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(maxLoads)
+	for _, id := range ids {
+		group.Go(func() error { return f(ctx, id) })
+	}
+	return group.Wait()
 }
 
 // readAll reads objects and serves what is new among them.
-func (m *Manager) readAll(ctx context.Context, s *store.Store, ids []string) error {
+func (m *Manager) readAll(ctx context.Context, v *vault.Vault, ids []string) error {
 	fresh := make([]bool, len(ids))
 	var unread atomic.Int32
 	group, groupCtx := errgroup.WithContext(ctx)
@@ -263,7 +351,7 @@ func (m *Manager) readAll(ctx context.Context, s *store.Store, ids []string) err
 				return groupCtx.Err()
 			}
 			var l *stored
-			l, err = m.fetch(groupCtx, s, id)
+			l, err = m.fetch(groupCtx, v, id)
 			if err != nil && (groupCtx.Err() != nil || unread.Add(1) > maxUnread) {
 				return err
 			}
@@ -286,8 +374,8 @@ func (m *Manager) readAll(ctx context.Context, s *store.Store, ids []string) err
 }
 
 // read loads one object and serves it. A missing object is no error.
-func (m *Manager) read(ctx context.Context, s *store.Store, id string) (*stored, error) {
-	l, err := m.fetch(ctx, s, id)
+func (m *Manager) read(ctx context.Context, v *vault.Vault, id string) (*stored, error) {
+	l, err := m.fetch(ctx, v, id)
 	if err != nil {
 		return nil, err
 	}
@@ -295,20 +383,22 @@ func (m *Manager) read(ctx context.Context, s *store.Store, id string) (*stored,
 }
 
 // fetch gets one object from the storage.
-func (m *Manager) fetch(ctx context.Context, s *store.Store, id string) (*stored, error) {
+func (m *Manager) fetch(ctx context.Context, v *vault.Vault, id string) (*stored, error) {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
-	data, version, err := s.LoadVersion(ctx, certificateKey(id))
+	key := vault.Certificates.Key(id)
+	raw, version, err := v.Store().LoadVersion(ctx, key)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &stored{}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	c, err := decodeCertificate(id, data)
+	o, err := vault.Decode[vault.Certificate](v, id, raw)
 	if err != nil {
-		err = fmt.Errorf("stored certificate %s: %w", certificateKey(id), err)
+		return &stored{version: version, err: err}, nil
 	}
+	c, err := newStored(o)
 	return &stored{version: version, cert: c, err: err}, nil
 }
 
@@ -331,11 +421,15 @@ func (m *Manager) remember(ctx context.Context, id string, l *stored) (_ *stored
 		m.mu.Unlock()
 		return old, false
 	}
-	fresh = l.cert != nil
-	if !fresh && old != nil {
+	fresh = l.cert != nil && (old == nil || old.cert == nil || old.cert.serial() != l.cert.serial())
+	if l.cert == nil && old != nil {
 		l.cert = old.cert
 	}
 	m.loaded[id] = l
+	if fresh {
+		m.unsettled = true
+		m.fleet.loaded(id)
+	}
 	m.mu.Unlock()
 	if l.err != nil {
 		m.log.LogAttrs(ctx, slog.LevelWarn, "stored certificate is not usable", slog.String("certificate", id), slog.Any("error", oneError(l.err)))
@@ -361,7 +455,7 @@ func (m *Manager) serve(ctx context.Context, ids ...string) {
 		}
 		told[id] = l.cert
 		if j := m.jobs[id]; j != nil {
-			j.loaded(b.needs(l, st.issuers[b.Issuer].config.Directory, now) == needNothing)
+			j.loaded(st.needs(b, l, m.journals[id], now) == needNothing)
 		}
 	}
 	m.mu.Unlock()
@@ -386,6 +480,91 @@ func (m *Manager) forget(gone map[string]*stored) {
 			delete(m.loaded, id)
 		case was.version != "" || was.err != nil:
 			m.loaded[id] = &stored{cert: was.cert}
+		}
+	}
+}
+
+// settleForeign ends attempts of certificates that no plan wants any more.
+func (m *Manager) settleForeign(ctx context.Context, v *vault.Vault, st *state, work *sync.WaitGroup) {
+	m.mu.Lock()
+	var ids []string
+	for id, j := range m.journals {
+		if j.open() && st.bundles[id] == nil && !m.jobLocked(id).busy {
+			m.jobs[id].busy = true
+			ids = append(ids, id)
+		}
+	}
+	m.mu.Unlock()
+	for _, id := range ids {
+		work.Go(func() { m.chore(ctx, v, st, Bundle{ID: id}, doSweep) })
+	}
+}
+
+// loadSnapshot serves what the snapshot has, when the storage cannot be read at
+// the start. It replaces nothing that is loaded.
+func (m *Manager) loadSnapshot(ctx context.Context) error {
+	m.mu.Lock()
+	s := m.snapshot
+	m.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	certificates, err := s.Certificates(ctx)
+	if err != nil {
+		return err
+	}
+	var news []string
+	for id, o := range certificates {
+		c, err := newStored(o)
+		if err != nil {
+			continue // a copy; the storage has the original
+		}
+		m.mu.Lock()
+		if m.loaded[id] == nil {
+			m.loaded[id] = &stored{cert: c}
+			news = append(news, id)
+		}
+		m.mu.Unlock()
+	}
+	if len(news) > 0 {
+		m.log.LogAttrs(ctx, slog.LevelWarn, "serving from the snapshot until the storage answers", slog.Int("certificates", len(news)))
+	}
+	m.serve(ctx, news...)
+	return nil
+}
+
+// snap brings the snapshot up to what is loaded: what changed is written, and
+// after a complete look what is gone is removed.
+func (m *Manager) snap(ctx context.Context, complete bool) {
+	m.mu.Lock()
+	s := m.snapshot
+	var news []*vault.Certificate
+	var ids []string
+	if s != nil {
+		for id, l := range m.loaded {
+			if l.cert == nil || l.version == "" {
+				continue
+			}
+			ids = append(ids, id)
+			if m.snapped[id] != l.version {
+				m.snapped[id] = l.version
+				news = append(news, l.cert.object)
+			}
+		}
+		maps.DeleteFunc(m.snapped, func(id string, _ store.Version) bool { return m.loaded[id] == nil })
+	}
+	m.mu.Unlock()
+	for _, o := range news {
+		if err := s.PutCertificate(o); err != nil {
+			m.log.LogAttrs(ctx, slog.LevelWarn, "snapshot not written", slog.String("certificate", o.ID), slog.Any("error", oneError(err)))
+			m.mu.Lock()
+			delete(m.snapped, o.ID)
+			m.mu.Unlock()
+		}
+	}
+	if len(news) > 0 && complete {
+		if err := s.Keep(ids); err != nil {
+			m.log.LogAttrs(ctx, slog.LevelWarn, "snapshot not tidied", slog.Any("error", oneError(err)))
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package tlsmgr
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +25,16 @@ const (
 type Status struct {
 	Storage      string              `json:"storage"` // without secrets; "" when nothing is obtained
 	Certificates []CertificateStatus `json:"certificates"`
+	Replicas     []ReplicaStatus     `json:"replicas,omitempty"` // the live ones that share the storage, without this one
+}
+
+// ReplicaStatus is another live replica.
+type ReplicaStatus struct {
+	ID      string    `json:"id"`
+	Owner   string    `json:"owner"`
+	Version string    `json:"version,omitempty"`
+	Started time.Time `json:"started"`
+	Role    string    `json:"role"` // issue or serve
 }
 
 // CertificateStatus is one certificate of the configuration. Times are zero
@@ -40,6 +51,8 @@ type CertificateStatus struct {
 	State       State     `json:"state"`
 	NextAttempt time.Time `json:"next_attempt,omitzero"` // of a failed one, else when it is renewed
 	Failures    int       `json:"failures,omitempty"`    // in a row
+	LeftOut     []string  `json:"left_out,omitempty"`    // names that are wanted and not in it, and in quarantine
+	Replaces    string    `json:"replace,omitempty"`     // why the CA wants it replaced now
 	Error       string    `json:"error,omitempty"`       // one line
 }
 
@@ -61,9 +74,10 @@ func (m *Manager) Status() Status {
 	defer m.mu.Unlock()
 	st := m.state.Load()
 	var out Status
-	if m.store != nil {
-		out.Storage = m.store.URL()
+	if m.vault != nil {
+		out.Storage = m.vault.Store().URL()
 	}
+	out.Replicas = m.replicasLocked(now)
 	for _, c := range m.files {
 		s := CertificateStatus{ID: c.id, Source: "file"}
 		s.fill(c, now)
@@ -81,11 +95,21 @@ func (m *Manager) statusLocked(b *Bundle, now time.Time) CertificateStatus {
 	if b.Inferred {
 		s.Source = "inferred"
 	}
-	l, j := m.loaded[b.ID], m.jobs[b.ID]
+	l, j, jr := m.loaded[b.ID], m.jobs[b.ID], m.journals[b.ID]
 	has := l != nil && l.cert != nil
 	if has {
 		s.fill(l.cert, now)
 		s.NextAttempt = renewAt(l.cert)
+		if r := l.cert.object.Renewal; r != nil && r.Replace {
+			s.Replaces = r.Explanation
+		}
+	}
+	if reason := jr.reason(); reason != "" {
+		s.Error = reason
+		s.LeftOut = slices.Sorted(maps.Keys(jr.record.Quarantine))
+		if !has {
+			s.State, s.NextAttempt = StateFailed, jr.next(now)
+		}
 	}
 	if j == nil {
 		return s
@@ -105,6 +129,16 @@ func (m *Manager) statusLocked(b *Bundle, now time.Time) CertificateStatus {
 		s.Error = j.err.Error()
 	}
 	return s
+}
+
+func (m *Manager) replicasLocked(now time.Time) []ReplicaStatus {
+	var out []ReplicaStatus
+	for _, p := range m.fleet.live(now) {
+		r := p.record
+		out = append(out, ReplicaStatus{ID: r.ID, Owner: r.Owner, Version: r.Version, Started: r.Started, Role: r.Role})
+	}
+	slices.SortFunc(out, func(a, b ReplicaStatus) int { return strings.Compare(a.ID, b.ID) })
+	return out
 }
 
 // fill copies what the certificate itself says.

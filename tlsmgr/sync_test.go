@@ -2,6 +2,7 @@ package tlsmgr
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"edge/config"
 	"edge/internal/acmelab"
 	"edge/tlsmgr/store"
+	"edge/tlsmgr/vault"
 )
 
 // stock puts certificates for names into the bucket of a lab, each under its
@@ -24,11 +26,11 @@ func stock(t *testing.T, l *acmelab.Lab, ca *testCA, names ...string) *config.Co
 	for _, name := range names {
 		c := ca.certificate(t, name, config.P256, time.Now().Add(-time.Hour), time.Now().Add(1000*time.Hour), name)
 		c.object.Directory = l.CA.Directory
-		data, err := encodeObject(c.object)
+		data, err := json.Marshal(c.object)
 		if err != nil {
 			t.Fatal(err)
 		}
-		put(t, cfg, certificateKey(name), data)
+		put(t, cfg, vault.Certificates.Key(name), data)
 	}
 	return cfg
 }
@@ -89,7 +91,7 @@ func TestTwoLooksAtOnceReadEachObjectOnce(t *testing.T) {
 		})
 	}
 	looks.Wait()
-	if n := lab.S3.Count(http.MethodGet, "/certs/t/"+certificateDir+"/a.example.test.json"); n != 1 {
+	if n := lab.S3.Count(http.MethodGet, "/certs/t/"+vault.Certificates.Dir()+"/a.example.test.json"); n != 1 {
 		t.Errorf("read %d times, want once", n)
 	}
 }
@@ -98,7 +100,7 @@ func TestObjectThatCannotBeReadHoldsUpNoOther(t *testing.T) {
 	t.Parallel()
 	lab, ca := acmelab.New(t, acmelab.Options{}), newTestCA(t)
 	cfg := stock(t, lab, ca, "a.example.test", "b.example.test")
-	key := certificateDir + "/foreign.json"
+	key := vault.Certificates.Dir() + "/foreign.json"
 	put(t, cfg, key, []byte("{}"))
 	cfg.Routes = append(cfg.Routes, &config.Route{Name: "c", Hosts: []string{"c.example.test"}, Path: "/", Listeners: []string{"https"}})
 	var mended atomic.Bool

@@ -47,6 +47,9 @@ type Options struct {
 	// DNSClient is the HTTP client for DNS providers with an HTTP API; nil is
 	// one with timeouts.
 	DNSClient *http.Client
+	// ACMEClient is the HTTP client for CAs; nil is one with timeouts that trusts
+	// the ca of the issuer.
+	ACMEClient *http.Client
 }
 
 const (
@@ -54,8 +57,12 @@ const (
 	attemptTimeout  = 10 * time.Minute // of one order, from the lease to the stored object
 	storageTimeout  = 30 * time.Second // of one call to the storage
 	cleanupTimeout  = 2 * time.Minute  // to remove challenge records; Route 53 takes 40 s for a hundred names
-	maxOrders       = 4                // orders in flight in this process
-	maxLoads        = 32               // objects loaded from the storage at once
-	maxUnread       = 8                // objects that one look may fail to read before it is the storage that fails
-	maxAuthz        = 8                // authorizations of one order in flight
+	askTimeout      = time.Minute      // to ask a CA for renewal information
+	leaveTimeout    = 2 * time.Second  // to remove the heartbeat at the end
+
+	everywhereTimeout = 5 * time.Minute // for every live replica to load a new certificate
+	maxOrders         = 4               // orders in flight in this process
+	maxLoads          = 32              // objects loaded from the storage at once
+	maxUnread         = 8               // objects that one look may fail to read before it is the storage that fails
+	maxPeers          = 512             // replicas whose heartbeats are read
 )

@@ -58,7 +58,7 @@ func Example() {
 	// Output:
 	// example.com <nil>
 	// example.org remote error: tls: unrecognized name
-	// own file valid [*.example.com example.com]
+	// own file valid [*.example.com 127.0.0.1 ::1 example.com]
 }
 
 // exampleFiles writes the certificate of package httptest into dir.

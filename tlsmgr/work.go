@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"edge/tlsmgr/store"
+	"edge/tlsmgr/vault"
 )
 
 const (
@@ -18,6 +18,8 @@ const (
 	maxContests  = 7                // most doublings: 21 hours
 	waitAgain    = 2 * time.Second  // after a wait for another replica that the storage cut short
 	maxSwapPause = 16 * time.Second // between two attempts to store a certificate; half a minute in all
+	maxRounds    = 4                // orders of one attempt: each leaves out the names that the one before was refused
+	maxOrphans   = 64               // sets of challenge records that are looked after
 )
 
 // job is the work on one bundle, guarded by Manager.mu.
@@ -28,6 +30,7 @@ type job struct {
 	failures int       // in a row
 	next     time.Time // of the next attempt; zero is now
 	patient  bool      // the CA said when
+	urgent   bool      // the operator asked: what the journal says about the next attempt does not count
 	err      error     // of the last attempt
 	since    time.Time // when there was first nothing to serve; zero when there is
 	warned   bool      // about that
@@ -53,55 +56,127 @@ func (j *job) loaded(enough bool) {
 	}
 }
 
+// A task is what a look finds to do for a bundle.
+type task int
+
+const (
+	doNothing task = iota
+	doOrder        // obtain a certificate; holds a slot
+	doSweep        // remove what an order left that nobody works on any more
+	doAsk          // ask the CA for renewal information
+)
+
 // consider starts the work on bundle b if it needs some and may have some.
-func (m *Manager) consider(ctx context.Context, s *store.Store, st *state, b *Bundle, now time.Time, work *sync.WaitGroup) {
-	begin, warning := m.judge(st, b, now)
+func (m *Manager) consider(ctx context.Context, v *vault.Vault, st *state, b *Bundle, now time.Time, work *sync.WaitGroup) {
+	what, warning := m.judge(st, b, now)
 	if warning != "" {
 		m.log.LogAttrs(ctx, slog.LevelWarn, "certificate needs attention", slog.String("certificate", b.ID), slog.String("reason", warning))
 	}
-	if !begin {
-		return
+	switch what {
+	case doOrder:
+		work.Go(func() {
+			m.work(ctx, v, st, *b)
+			m.look()
+		})
+	case doSweep, doAsk:
+		work.Go(func() { m.chore(ctx, v, st, *b, what) })
+	case doNothing:
 	}
-	work.Go(func() {
-		m.work(ctx, s, st, *b)
-		m.look()
-	})
 }
 
-// judge decides whether to work on b now; then its job is busy and a slot is
-// taken. A warning is given once for each reason.
-func (m *Manager) judge(st *state, b *Bundle, now time.Time) (begin bool, warning string) {
+// judge decides what to do for b now; then its job is busy, and a slot is taken
+// for an order. A warning is given once for each reason.
+func (m *Manager) judge(st *state, b *Bundle, now time.Time) (what task, warning string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.state.Load() != st {
-		return false, "" // Commit has asked for another look
+		return doNothing, "" // Commit has asked for another look
 	}
-	l, j := m.loaded[b.ID], m.jobLocked(b.ID)
-	why := b.needs(l, st.issuers[b.Issuer].config.Directory, now)
+	l, j, jr := m.loaded[b.ID], m.jobLocked(b.ID), m.journals[b.ID]
+	why := st.needs(b, l, jr, now)
 	warning = j.overdue(l, now)
 	switch {
-	case j.busy:
-		return false, warning
+	case j.busy, st.cfg.ServeOnly:
+		return doNothing, warning
 	case why == needNothing:
-		j.rest()
-		j.settled = true
-		return false, ""
+		return m.choreLocked(st, b, now), ""
 	case now.Before(j.next):
-		return false, warning
-	case l != nil && errors.Is(l.err, errNewer): // said when it was read
+		return doNothing, warning
+	case jr != nil && !j.urgent && now.Before(jr.record.Next): // another replica was told so
+		j.next, j.failures, j.err = jr.record.Next, jr.record.Failures, errors.New(jr.record.Error)
+		return doNothing, warning
+	case l != nil && untouchable(l.err): // said when it was read
 		j.err = l.err
-		return false, warning
+		return doNothing, warning
 	}
-	if j.settled && why != needMissing && why != needRenewal {
-		return false, j.contest(why, l, now)
+	if j.settled && why != needMissing && why != needRenewal && why != needReplaced {
+		return doNothing, j.contest(why, l, now)
 	}
 	select {
 	case m.slots <- struct{}{}:
 		j.busy, j.yields = true, false
-		return true, warning
+		return doOrder, warning
 	default:
-		return false, warning // whoever frees a slot looks again
+		return doNothing, warning // whoever frees a slot looks again
 	}
+}
+
+// choreLocked is what there is to do for a bundle that needs no order.
+func (m *Manager) choreLocked(st *state, b *Bundle, now time.Time) task {
+	l, j, jr := m.loaded[b.ID], m.jobs[b.ID], m.journals[b.ID]
+	j.rest()
+	j.settled = true
+	what := doNothing
+	if at := st.askAt(b, l); !at.IsZero() && !now.Before(at) && !now.Before(j.next) {
+		what = doAsk
+	}
+	if jr.open() {
+		what = doSweep
+	}
+	j.busy = what != doNothing
+	return what
+}
+
+// chore does what takes no slot. It is tried again at a later look.
+func (m *Manager) chore(ctx context.Context, v *vault.Vault, st *state, b Bundle, what task) {
+	var err error
+	if what == doAsk {
+		err = m.ask(ctx, v, st, &b)
+	} else {
+		err = m.sweep(ctx, v, st, &b)
+	}
+	if err != nil && ctx.Err() == nil {
+		m.log.LogAttrs(ctx, slog.LevelWarn, "certificate", slog.String("certificate", b.ID), slog.Any("error", oneError(err)))
+	}
+	m.mark(b.ID, func(j *job) { j.busy = false })
+}
+
+// sweep ends an attempt that stands open in the journal although nothing is
+// needed, when its replica has died: its challenge records are removed.
+func (m *Manager) sweep(ctx context.Context, v *vault.Vault, st *state, b *Bundle) error {
+	lease, ok, err := v.Store().TryAcquire(ctx, leaseOf(b.ID))
+	if err != nil || !ok {
+		return err // the replica is alive
+	}
+	defer giveUp(ctx, lease)
+	ctx, cancel := lease.Context(ctx)
+	defer cancel()
+	ctx, cancel = context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	l, err := m.read(ctx, v, b.ID)
+	if err != nil {
+		return err
+	}
+	j, err := readJournal(ctx, v, b.ID)
+	if err != nil || !j.open() || st.needs(b, l, j, time.Now()) != needNothing {
+		return err
+	}
+	attempt := j.record.Attempt.Names
+	if err := m.abandon(ctx, v, st, j); err != nil {
+		return err
+	}
+	j.settle(attempt)
+	return m.save(ctx, v, j)
 }
 
 func (m *Manager) jobLocked(id string) *job {
@@ -140,24 +215,22 @@ func (j *job) contest(why need, l *stored, now time.Time) (warning string) {
 }
 
 // work brings one bundle in order, and notes how that went. It holds a slot.
-func (m *Manager) work(ctx context.Context, s *store.Store, st *state, b Bundle) {
-	var retryAfter atomic.Int64 // of the CA's last answer
-	ctx = context.WithValue(ctx, retryAfterKey{}, &retryAfter)
+func (m *Manager) work(ctx context.Context, v *vault.Vault, st *state, b Bundle) {
 	slot := &slot{m.slots, true}
-	err := m.attempt(ctx, s, st, b, slot)
+	err := m.attempt(ctx, v, st, b, slot, false)
 	slot.free()
 	if ctx.Err() != nil {
 		err = nil // edge is stopping
 	}
 	m.mu.Lock()
 	j := m.jobs[b.ID]
-	j.busy, j.ordering, j.waiting = false, false, nil
+	j.busy, j.ordering, j.waiting, j.urgent = false, false, nil, false
 	if err == nil {
 		j.rest()
 		m.mu.Unlock()
 		return
 	}
-	wait := time.Duration(retryAfter.Load())
+	wait := patienceFor(err)
 	j.failures++
 	j.err, j.patient = oneError(err), wait > 0
 	j.next = time.Now().Add(max(m.backoff(j.failures), wait))
@@ -194,51 +267,12 @@ func (s *slot) take(ctx context.Context) error {
 	}
 }
 
-// attempt takes the lease of b, looks again, and orders if that is still
-// needed. The lease makes it one order among all replicas; Swap against the
-// version read under the lease makes it safe when a lease was lost.
-func (m *Manager) attempt(ctx context.Context, s *store.Store, st *state, b Bundle, slot *slot) error {
-	lease, err := m.lease(ctx, s, b.ID, slot)
-	if lease == nil || err != nil {
-		return err
-	}
-	defer release(ctx, lease)
-	process := ctx
-	ctx, cancel := lease.Context(ctx)
-	defer cancel()
-	ctx, cancel = context.WithTimeoutCause(ctx, attemptTimeout, errTooLong)
-	defer cancel()
-
-	l, err := m.read(ctx, s, b.ID)
-	if err != nil {
-		return err
-	}
-	i := st.issuers[b.Issuer]
-	if errors.Is(l.err, errNewer) || b.needs(l, i.config.Directory, time.Now()) == needNothing {
-		return nil
-	}
-	m.mark(b.ID, func(j *job) { j.ordering = true })
-	o, err := m.obtain(ctx, s, i, b)
-	if err != nil {
-		if ctx.Err() != nil { // say why, and at what
-			return fmt.Errorf("%w: %s", context.Cause(ctx), oneLine(err.Error()))
-		}
-		return err
-	}
-	// What is issued is worth its patience also when the lease is lost meanwhile,
-	// as in an outage of the storage: the version keeps it from doing harm.
-	if err := m.commit(process, s, o, l.version); err != nil {
-		return err
-	}
-	return m.enough(b, i.config.Directory)
-}
-
 // enough makes sure that what was obtained ends the need for it. A CA that
 // issues certificates which are due at once would be asked without a pause.
-func (m *Manager) enough(b Bundle, directory string) error {
+func (m *Manager) enough(st *state, b Bundle, j *journal) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if why := b.needs(m.loaded[b.ID], directory, time.Now()); why != needNothing {
+	if why := st.needs(&b, m.loaded[b.ID], j, time.Now()); why != needNothing {
 		return fmt.Errorf("the new certificate is served, but %s (is the lifetime that the CA gives too short?)", why)
 	}
 	return nil
@@ -248,7 +282,7 @@ func (m *Manager) enough(b Bundle, directory string) error {
 // slot; it returns nil when meanwhile the certificate was loaded, or another
 // configuration is in force.
 func (m *Manager) lease(ctx context.Context, s *store.Store, id string, slot *slot) (*store.Lease, error) {
-	name := "certificate/" + id
+	name := leaseOf(id)
 	lease, ok, err := s.TryAcquire(ctx, name)
 	if ok || err != nil {
 		return lease, err
@@ -273,7 +307,7 @@ func (m *Manager) lease(ctx context.Context, s *store.Store, id string, slot *sl
 		return nil, nil //nolint:nilnil // nothing to do any more, or the next look decides again
 	}
 	if err := slot.take(ctx); err != nil {
-		release(ctx, lease)
+		giveUp(ctx, lease)
 		return nil, err
 	}
 	return lease, nil
@@ -287,41 +321,37 @@ func (m *Manager) mark(id string, f func(*job)) {
 
 // commit stores o in place of version old and serves it. When somebody else
 // stored a certificate meanwhile, theirs is served.
-func (m *Manager) commit(ctx context.Context, s *store.Store, o *object, old store.Version) error {
-	c, err := o.certificate()
+func (m *Manager) commit(ctx context.Context, v *vault.Vault, o *vault.Certificate, old store.Version) error {
+	c, err := newStored(o)
 	if err != nil {
 		return err
 	}
-	data, err := encodeObject(o)
-	if err != nil {
-		return err
-	}
-	version, err := m.swap(ctx, s, o.ID, data, old)
+	version, err := m.swap(ctx, v, o, old)
 	if errors.Is(err, store.ErrConflict) {
 		m.log.LogAttrs(ctx, slog.LevelWarn, "another replica stored a certificate meanwhile, using what is there", slog.String("certificate", o.ID))
-		_, err = m.read(ctx, s, o.ID)
+		_, err = m.read(ctx, v, o.ID)
 		return err
 	}
 	if err != nil {
 		return fmt.Errorf("store the certificate: %w", err)
 	}
-	m.emit(ctx, o.ID, StepStored, fmt.Sprintf("%s in %s", certificateKey(o.ID), s.URL()))
+	m.emit(ctx, o.ID, StepStored, fmt.Sprintf("%s in %s", vault.Certificates.Key(o.ID), v.Store().URL()))
 	m.keep(ctx, o.ID, &stored{version: version, cert: c})
 	return nil
 }
 
-// swap is Store.Swap with patience: what it stores has cost an order. It writes
+// swap is vault.Save with patience: what it stores has cost an order. It writes
 // even when ctx has just ended; the version keeps that from doing harm.
-func (m *Manager) swap(ctx context.Context, s *store.Store, id string, data []byte, old store.Version) (store.Version, error) {
+func (m *Manager) swap(ctx context.Context, v *vault.Vault, o *vault.Certificate, old store.Version) (store.Version, error) {
 	for pause := time.Second; ; pause *= 2 {
 		writeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
-		version, err := s.Swap(writeCtx, certificateKey(id), data, old)
+		version, err := vault.Save(writeCtx, v, o.ID, o, old)
 		cancel()
 		if err == nil || errors.Is(err, store.ErrConflict) || pause > maxSwapPause {
 			return version, err
 		}
 		m.log.LogAttrs(ctx, slog.LevelWarn, "certificate could not be stored, trying again",
-			slog.String("certificate", id), slog.Duration("in", pause), slog.Any("error", oneError(err)))
+			slog.String("certificate", o.ID), slog.Duration("in", pause), slog.Any("error", oneError(err)))
 		select {
 		case <-ctx.Done():
 			return "", err
@@ -330,7 +360,10 @@ func (m *Manager) swap(ctx context.Context, s *store.Store, id string, data []by
 	}
 }
 
-// release gives a lease up, also when ctx has ended.
-func release(ctx context.Context, lease *store.Lease) {
+// giveUp releases a lease, also when ctx has ended.
+func giveUp(ctx context.Context, lease *store.Lease) {
 	_ = lease.Release(ctx) // it lapses otherwise
 }
+
+// leaseOf is the lease under which bundle id is worked on.
+func leaseOf(id string) string { return vault.Certificates.Lease(id) }

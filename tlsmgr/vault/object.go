@@ -30,7 +30,7 @@ type Certificate struct {
 	ID         string         `json:"id"`
 	Names      []string       `json:"names"`               // sorted; those in the certificate
 	Issuer     string         `json:"issuer"`              // name in the configuration of who ordered it
-	Directory  string         `json:"directory"`           // of the CA; "" for the internal issuer and for imported ones
+	Directory  string         `json:"directory"`           // of the CA; "internal:NAME" for an internal issuer, "" for imported ones
 	Profile    string         `json:"profile,omitempty"`   // ACME profile
 	KeyType    config.KeyType `json:"key_type"`            // of PrivateKey
 	Chain      string         `json:"chain"`               // PEM, leaf first
@@ -59,7 +59,8 @@ type Account struct {
 	Directory  string       `json:"directory"`
 	Email      string       `json:"email,omitempty"`
 	Account    Registration `json:"account"`
-	PrivateKey string       `json:"private_key"` // PEM, PKCS #8
+	PrivateKey string       `json:"private_key"`                // PEM, PKCS #8
+	NextKey    string       `json:"next_private_key,omitempty"` // likewise; of a rollover that has not ended
 }
 
 // Registration is the account as its CA describes it (RFC 8555 section 7.1.2,
@@ -102,7 +103,7 @@ type Attempt struct {
 	Names      []string         `json:"names"`
 	Issuer     string           `json:"issuer"`
 	Directory  string           `json:"directory"`
-	Account    string           `json:"account,omitempty"` // id
+	Account    string           `json:"account,omitempty"` // URL
 	Profile    string           `json:"profile,omitempty"`
 	Replaces   string           `json:"replaces,omitempty"` // RFC 9773 section 4.1
 	KeyType    config.KeyType   `json:"key_type"`

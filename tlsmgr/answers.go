@@ -1,0 +1,292 @@
+package tlsmgr
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"edge/config"
+	"edge/hostname"
+	"edge/tlsmgr/acme"
+	"edge/tlsmgr/store"
+	"edge/tlsmgr/vault"
+)
+
+const (
+	answerPath    = "/.well-known/acme-challenge/" // RFC 8555 section 8.3
+	alpnProtocol  = "acme-tls/1"                   // RFC 8737
+	answerLife    = time.Hour                      // of an answer that nobody took back
+	answerTimeout = 5 * time.Second                // to look one up in the storage; CAs wait ten
+	maxToken      = 128                            // bytes; CAs send 43
+	maxAnswers    = 1024                           // remembered, found or not
+	maxLookups    = 8                              // in the storage at once; clients cause them
+	missLife      = 2 * time.Second                // of an answer that was not found
+)
+
+// answers are what this process tells CAs that come to look: for HTTP-01 by
+// token, for TLS-ALPN-01 by name. A CA may come to any replica, so they stand in
+// the storage while an order is open, and are looked up there.
+type answers struct {
+	lookups chan struct{}
+
+	mu    sync.Mutex
+	known map[string]answer // by id
+}
+
+// An answer is a key authorization, or the knowledge that there is none.
+type answer struct {
+	text    string // "" is none
+	expires time.Time
+}
+
+func newAnswers() *answers {
+	return &answers{lookups: make(chan struct{}, maxLookups), known: map[string]answer{}}
+}
+
+// answer stores what the CA will ask for, and takes it back.
+func (o *order) answer(ctx context.Context, kind config.Challenge, proofs []acme.Proof) (withdraw func(), err error) {
+	a := o.attempt()
+	a.Tokens = nil
+	records := map[string]*vault.Challenge{}
+	for _, p := range proofs {
+		c := p.Challenges[kind]
+		record := &vault.Challenge{
+			Kind: kind, Token: c.Token, KeyAuthorization: c.KeyAuthorization, Name: p.Name, Expires: time.Now().Add(answerLife).UTC(),
+		}
+		a.Tokens = append(a.Tokens, record.ID())
+		records[record.ID()] = record
+	}
+	if err := o.m.save(ctx, o.vault, o.journal); err != nil {
+		return nil, err
+	}
+	for id, c := range records {
+		if err := overwrite(ctx, o.vault, id, c); err != nil {
+			return nil, fmt.Errorf("store the answer for the CA: %w", err)
+		}
+		o.m.answers.put(id, c.KeyAuthorization, time.Now().Add(answerLife))
+	}
+	o.say(ctx, StepPresent, "%d answers", len(records))
+	return func() {
+		if !errors.Is(context.Cause(ctx), store.ErrLeaseLost) { // else an heir may need them
+			o.m.retract(ctx, o.vault, a.Tokens)
+		}
+	}, nil
+}
+
+// overwrite saves x whatever is stored.
+func overwrite[T vault.Object](ctx context.Context, v *vault.Vault, id string, x *T) error {
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	_, _, err := vault.Update(ctx, v, id, func(stored *T) (write bool, err error) {
+		*stored = *x
+		return true, nil
+	})
+	return err
+}
+
+// retract takes answers back.
+func (m *Manager) retract(ctx context.Context, v *vault.Vault, ids []string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
+	defer cancel()
+	for _, id := range ids {
+		m.answers.drop(id)
+		if err := v.Store().Delete(ctx, vault.Challenges.Key(id)); err != nil {
+			m.log.LogAttrs(ctx, slog.LevelDebug, "answer for the CA left behind, it expires", slog.Any("error", err))
+		}
+	}
+}
+
+func (a *answers) put(id, text string, expires time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.known) >= maxAnswers {
+		now := time.Now()
+		for other, x := range a.known { // what nobody waits for first
+			if x.text == "" || now.After(x.expires) {
+				delete(a.known, other)
+			}
+		}
+		if len(a.known) >= maxAnswers {
+			return
+		}
+	}
+	a.known[id] = answer{text, expires}
+}
+
+func (a *answers) drop(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.known, id)
+}
+
+func (a *answers) get(id string) (text string, known bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	x, ok := a.known[id]
+	return x.text, ok && time.Now().Before(x.expires)
+}
+
+// answerFor finds an answer here or in the storage; "" is none.
+func (m *Manager) answerFor(ctx context.Context, kind config.Challenge, what string) string {
+	id := vault.ChallengeID(kind, what)
+	if text, known := m.answers.get(id); known {
+		return text
+	}
+	v := m.vaultInUse()
+	if v == nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	select {
+	case m.answers.lookups <- struct{}{}:
+		defer func() { <-m.answers.lookups }()
+	case <-ctx.Done():
+		return ""
+	}
+	c, _, err := vault.Load[vault.Challenge](ctx, v, id)
+	if err != nil || c.Kind != kind || time.Now().After(c.Expires) {
+		m.answers.put(id, "", time.Now().Add(missLife))
+		return ""
+	}
+	m.answers.put(id, c.KeyAuthorization, time.Now().Add(missLife))
+	return c.KeyAuthorization
+}
+
+// proves reports whether an issuer in force uses challenges of a kind. Without
+// one nobody outside can cause a look into the storage.
+func (st *state) proves(kind config.Challenge) bool {
+	for _, i := range st.cfg.Issuers {
+		if i.Internal == nil && challengeOf(i) == kind {
+			return true
+		}
+	}
+	return false
+}
+
+// HTTP01 answers the CA's requests for HTTP-01 (RFC 8555 section 8.3) and leaves
+// all others to next. It is for the listener on port 80.
+func (m *Manager) HTTP01(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token, ok := strings.CutPrefix(r.URL.Path, answerPath)
+		if !ok || !isToken(token) || r.Method != http.MethodGet && r.Method != http.MethodHead || !m.state.Load().proves(config.HTTP01) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		text := m.answerFor(r.Context(), config.HTTP01, token)
+		if text == "" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/octet-stream")
+		_, _ = w.Write([]byte(text)) // the CA may have gone
+	})
+}
+
+// isToken reports whether s has the form of a token: base64url (RFC 8555 section 8).
+func isToken(s string) bool {
+	if s == "" || len(s) > maxToken {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+// alpn is the configuration for a handshake by which a CA validates TLS-ALPN-01
+// (RFC 8737): nil for every other one, and a refusal when there is no answer.
+func (m *Manager) alpn(hello *tls.ClientHelloInfo) *tls.Config {
+	if !slices.Equal(hello.SupportedProtos, []string{alpnProtocol}) {
+		return nil
+	}
+	name, ok := challengedName(hello.ServerName)
+	if !ok || !m.state.Load().proves(config.TLSALPN01) {
+		return m.refuse
+	}
+	text := m.answerFor(hello.Context(), config.TLSALPN01, name)
+	if text == "" {
+		return m.refuse
+	}
+	cert, err := alpnCertificate(name, text)
+	if err != nil {
+		m.log.LogAttrs(hello.Context(), slog.LevelWarn, "no certificate for the CA's validation", slog.Any("error", err))
+		return m.refuse
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{alpnProtocol}, SessionTicketsDisabled: true, Certificates: []tls.Certificate{*cert},
+	}
+}
+
+// challengedName is the identifier that a CA's server name stands for: a host
+// name, or an address in its reverse form (RFC 8738 section 6).
+func challengedName(serverName string) (string, bool) {
+	name, ok := hostname.FromHost(serverName)
+	if !ok {
+		return "", false
+	}
+	if labels, isV4 := strings.CutSuffix(name, ".in-addr.arpa"); isV4 {
+		parts := strings.Split(labels, ".")
+		slices.Reverse(parts)
+		addr, err := netip.ParseAddr(strings.Join(parts, "."))
+		return addr.String(), err == nil
+	}
+	if nibbles, isV6 := strings.CutSuffix(name, ".ip6.arpa"); isV6 {
+		parts := strings.Split(nibbles, ".")
+		slices.Reverse(parts)
+		raw, err := hex.DecodeString(strings.Join(parts, ""))
+		addr, fits := netip.AddrFromSlice(raw)
+		return addr.String(), err == nil && fits
+	}
+	return name, true
+}
+
+// alpnCertificate holds the digest of the key authorization in a critical
+// extension (RFC 8737 section 3).
+func alpnCertificate(name, keyAuthorization string) (*tls.Certificate, error) {
+	sum := sha256.Sum256([]byte(keyAuthorization))
+	value, err := asn1.Marshal(sum[:])
+	if err != nil {
+		return nil, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ACME challenge"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 31}, Critical: true, Value: value}},
+	}
+	if addr := net.ParseIP(name); addr != nil {
+		template.IPAddresses = []net.IP{addr}
+	} else {
+		template.DNSNames = []string{name}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+}

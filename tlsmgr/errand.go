@@ -1,0 +1,187 @@
+package tlsmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"edge/tlsmgr/acme"
+	"edge/tlsmgr/store"
+	"edge/tlsmgr/vault"
+)
+
+// attempt takes the lease of b, looks again, and orders if that is still
+// needed, or if it is forced. The lease makes it one order among all replicas;
+// Swap against the version read under the lease makes it safe when a lease was
+// lost.
+func (m *Manager) attempt(ctx context.Context, v *vault.Vault, st *state, b Bundle, slot *slot, forced bool) error {
+	lease, err := m.lease(ctx, v.Store(), b.ID, slot)
+	if lease == nil || err != nil {
+		return err
+	}
+	defer giveUp(ctx, lease)
+	w := &errand{Manager: m, vault: v, state: st, bundle: b, process: ctx, forced: forced}
+	ctx, cancel := lease.Context(ctx)
+	defer cancel()
+	ctx, cancel = context.WithTimeoutCause(ctx, attemptTimeout, errTooLong)
+	defer cancel()
+	for range maxRounds {
+		again, err := w.round(ctx)
+		if err != nil && ctx.Err() != nil { // say why, and at what
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+		if err != nil || !again {
+			return err
+		}
+	}
+	return nil // what is left to do is seen at the next look
+}
+
+// errand is one attempt under the lease of its bundle.
+type errand struct {
+	*Manager
+	vault   *vault.Vault
+	state   *state
+	bundle  Bundle
+	process context.Context //nolint:containedctx // what is issued is stored even when the lease ends meanwhile
+	forced  bool            // order although nothing needs it
+}
+
+// round looks at what is stored and does one order. It is to be called again
+// when an order could not be finished and another one may be.
+func (w *errand) round(ctx context.Context) (again bool, err error) {
+	l, err := w.read(ctx, w.vault, w.bundle.ID)
+	if err != nil || untouchable(l.err) {
+		return false, err
+	}
+	j, err := readJournal(ctx, w.vault, w.bundle.ID)
+	if err != nil {
+		return false, err
+	}
+	now := time.Now()
+	if w.forced {
+		j.record.Quarantine = nil
+	}
+	names := j.admitted(w.bundle.Names, now)
+	why := w.state.needs(&w.bundle, l, j, now)
+	if why == needNothing && !w.forced || len(names) == 0 {
+		return false, w.abandon(ctx, w.vault, w.state, j)
+	}
+	i := w.state.issuers[w.bundle.pick(l, j, now)]
+	w.mark(w.bundle.ID, func(j *job) { j.ordering = true })
+	var o *vault.Certificate
+	if i.ca == nil {
+		if err = w.abandon(ctx, w.vault, w.state, j); err == nil {
+			o, err = w.issue(ctx, w.vault, i, &w.bundle)
+		}
+	} else {
+		o, err = w.order(ctx, i, names, l, j, why)
+	}
+	if err != nil {
+		return w.failed(ctx, j, names, err)
+	}
+	w.forced = false
+	// What is issued is worth its patience also when the lease is lost meanwhile,
+	// as in an outage of the storage: the version keeps it from doing harm.
+	if err := w.shelve(w.process, w.vault, w.state, l, o); err != nil {
+		return false, err
+	}
+	if err := w.commit(w.process, w.vault, o, l.version); err != nil {
+		return false, err
+	}
+	if idle := j.idle(); !idle || j.version != "" {
+		j.settle(o.Names)
+		if err := w.save(ctx, w.vault, j); err != nil && !errors.Is(err, store.ErrConflict) {
+			return false, err
+		}
+	}
+	return false, w.enough(w.state, w.bundle, j)
+}
+
+// order finishes the order in the journal, or places one.
+func (w *errand) order(ctx context.Context, i *issuer, names []string, l *stored, j *journal, why need) (*vault.Certificate, error) {
+	if j.open() && !j.resumable(names, &w.bundle, i.config, time.Now()) {
+		if err := w.abandon(ctx, w.vault, w.state, j); err != nil {
+			return nil, err
+		}
+	}
+	o := &order{m: w.Manager, vault: w.vault, issuer: i, id: w.bundle.ID, journal: j}
+	if !j.open() {
+		if err := o.begin(ctx, &w.bundle, names, w.replaces(i, l, why)); err != nil {
+			return nil, err
+		}
+	}
+	return o.obtain(ctx)
+}
+
+// replaces identifies the certificate that a renewal replaces, for the CA that
+// issued it (RFC 9773 section 5).
+func (w *errand) replaces(i *issuer, l *stored, why need) string {
+	if l.cert == nil || l.cert.object.Directory != i.config.Directory || l.cert.object.Imported || why == needMissing || why == needKey {
+		return ""
+	}
+	if r := l.cert.object.Renewal; r == nil || r.Start.IsZero() {
+		return "" // the CA has no renewal information
+	}
+	id, err := acme.CertID(l.cert.leaf())
+	if err != nil {
+		return ""
+	}
+	return id
+}
+
+// failed writes down what an order failed for. Names that the CA refused go into
+// quarantine, and the others are ordered at once. It reports whether to go on.
+func (w *errand) failed(ctx context.Context, j *journal, names []string, cause error) (again bool, err error) {
+	if ctx.Err() != nil || errors.Is(cause, store.ErrConflict) {
+		return false, cause // the journal belongs to an heir, or the order can be resumed
+	}
+	now := time.Now()
+	if errors.Is(cause, errAbandoned) {
+		w.log.LogAttrs(ctx, slog.LevelInfo, "starting over", slog.String("certificate", w.bundle.ID), slog.Any("reason", cause))
+		return true, w.abandon(ctx, w.vault, w.state, j)
+	}
+	if out := j.quarantine(names, refusedNames(cause), w.backoff, now); len(out) > 0 {
+		if len(out) == len(names) {
+			j.record.Failures++
+			j.record.Error = oneError(cause).Error()
+		}
+		w.emit(ctx, w.bundle.ID, StepQuarantined, fmt.Sprintf("%s: %s", abridge(out), oneError(cause)))
+		if err := w.close(ctx, j); err != nil {
+			return false, errors.Join(cause, err)
+		}
+		if len(out) == len(names) {
+			return false, cause
+		}
+		return true, nil
+	}
+	if !verdict(cause) {
+		return false, cause // this replica's trouble; the order can be resumed
+	}
+	j.record.Failures++
+	j.record.Error = oneError(cause).Error()
+	j.record.Next = now.Add(max(w.backoff(j.record.Failures), patienceFor(cause))).UTC()
+	over := false // what the CA refuses now it refuses again
+	if e, ok := errors.AsType[*acme.Error](cause); ok {
+		over = e.Kind != acme.ServerError && e.Kind != acme.RateLimited
+	}
+	if over {
+		err = w.close(ctx, j)
+	} else {
+		err = w.save(ctx, w.vault, j)
+	}
+	if err != nil {
+		return false, errors.Join(cause, err)
+	}
+	return false, cause
+}
+
+// close ends the attempt in j, if there is one, and writes j down.
+func (w *errand) close(ctx context.Context, j *journal) error {
+	if j.open() {
+		return w.abandon(ctx, w.vault, w.state, j)
+	}
+	return w.save(ctx, w.vault, j)
+}

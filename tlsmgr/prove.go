@@ -1,0 +1,164 @@
+package tlsmgr
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"edge/config"
+	"edge/tlsmgr/acme"
+	"edge/tlsmgr/dns"
+	"edge/tlsmgr/store"
+	"edge/tlsmgr/vault"
+)
+
+// present makes the proofs visible to the CA, and withdraw takes them back.
+func (o *order) present(ctx context.Context, kind config.Challenge, proofs []acme.Proof) (withdraw func(), err error) {
+	switch kind {
+	case config.DNSPersist01:
+		return func() {}, o.checkPersistent(ctx, proofs)
+	case config.HTTP01, config.TLSALPN01:
+		return o.answer(ctx, kind, proofs)
+	default:
+		return o.presentRecords(ctx, proofs)
+	}
+}
+
+// presentRecords adds all TXT records and waits until the world sees them. They
+// stand in the journal before they stand in DNS, so that none is left behind.
+func (o *order) presentRecords(ctx context.Context, proofs []acme.Proof) (withdraw func(), err error) {
+	records := make([]dns.Record, 0, len(proofs))
+	a := o.attempt()
+	a.Records = nil
+	for _, p := range proofs {
+		c := p.Challenges[config.DNS01]
+		records = append(records, dns.Record{Name: c.DNSName, Value: c.DNSValue})
+		a.Records = append(a.Records, vault.Record{Name: c.DNSName, Value: c.DNSValue})
+	}
+	if err := o.m.save(ctx, o.vault, o.journal); err != nil {
+		return nil, err
+	}
+	presented, err := o.issuer.solver.Present(ctx, records)
+	if err != nil {
+		o.orphan(ctx, records)
+		return nil, oneError(err)
+	}
+	withdraw = func() { o.takeBack(ctx, presented, records) }
+	o.say(ctx, StepPresent, "%d TXT records", len(records))
+	if err := presented.Wait(ctx); err != nil {
+		withdraw()
+		return nil, oneError(err)
+	}
+	o.say(ctx, StepWait, "all authoritative servers show them")
+	return withdraw, nil
+}
+
+// takeBack removes the challenge records, also after a cancelled attempt, unless
+// the lease was lost: an heir may need the very same ones.
+func (o *order) takeBack(ctx context.Context, presented *dns.Presented, records []dns.Record) {
+	if o.orphan(ctx, records) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	if err := presented.CleanUp(ctx); err != nil {
+		o.m.log.LogAttrs(ctx, slog.LevelWarn, "challenge records left behind",
+			slog.String("certificate", o.id), slog.Any("error", oneError(err)))
+	}
+}
+
+// orphan notes records for later when the lease was lost while they were
+// presented, and reports whether it was.
+func (o *order) orphan(ctx context.Context, records []dns.Record) bool {
+	if !errors.Is(context.Cause(ctx), store.ErrLeaseLost) {
+		return false
+	}
+	o.m.mu.Lock()
+	defer o.m.mu.Unlock()
+	if len(o.m.orphans) < maxOrphans {
+		o.m.orphans = append(o.m.orphans, orphan{id: o.id, url: o.attempt().URL, solver: o.issuer.solver, records: records})
+	}
+	return true
+}
+
+// An orphan is a set of challenge records whose order has an heir. A write that
+// was under way when this process was stopped may have come after the heir had
+// removed them.
+type orphan struct {
+	id, url string
+	solver  *dns.Solver
+	records []dns.Record
+}
+
+// adopt removes orphans whose orders have ended.
+func (m *Manager) adopt(ctx context.Context, v *vault.Vault) {
+	m.mu.Lock()
+	orphans := m.orphans
+	m.orphans = nil
+	m.mu.Unlock()
+	for _, r := range orphans {
+		if !m.adoptOne(ctx, v, r) {
+			m.mu.Lock()
+			m.orphans = append(m.orphans, r)
+			m.mu.Unlock()
+		}
+	}
+}
+
+func (m *Manager) adoptOne(ctx context.Context, v *vault.Vault, r orphan) (done bool) {
+	lease, ok, err := v.Store().TryAcquire(ctx, leaseOf(r.id))
+	if err != nil || !ok {
+		return false
+	}
+	defer giveUp(ctx, lease)
+	ctx, cancel := lease.Context(ctx)
+	defer cancel()
+	j, err := readJournal(ctx, v, r.id)
+	if err != nil {
+		return false
+	}
+	if j.open() && j.record.Attempt.URL == r.url {
+		return true // the heir died too; whoever goes on removes them
+	}
+	return r.solver.Sweep(ctx, r.records) == nil
+}
+
+// abandon ends the attempt in j without a certificate: what it left in DNS and
+// in the storage is removed.
+func (m *Manager) abandon(ctx context.Context, v *vault.Vault, st *state, j *journal) error {
+	a := j.record.Attempt
+	if a == nil {
+		return nil
+	}
+	if len(a.Records) > 0 {
+		records := make([]dns.Record, 0, len(a.Records))
+		for _, r := range a.Records {
+			records = append(records, dns.Record{Name: r.Name, Value: r.Value})
+		}
+		i := st.issuers[a.Issuer]
+		switch {
+		case i != nil && i.solver != nil:
+			if err := i.solver.Sweep(ctx, records); err != nil {
+				return fmt.Errorf("remove the challenge records of an earlier order: %w", oneError(err))
+			}
+		case time.Since(a.StartedAt) < maxAttemptAge:
+			return fmt.Errorf("challenge records of an earlier order are left, and issuer %q is not configured any more", a.Issuer)
+		}
+	}
+	m.retract(ctx, v, a.Tokens)
+	j.record.Attempt = nil
+	return m.save(ctx, v, j)
+}
+
+// checkPersistent makes sure that the records of dns-persist-01 stand in DNS:
+// without them the CA would count a failure.
+func (o *order) checkPersistent(ctx context.Context, proofs []acme.Proof) error {
+	want := dns.Persist{AccountURI: o.account.URL}
+	for _, p := range proofs {
+		want.Names = append(want.Names, p.Identifier())
+		want.Issuers = p.Challenges[config.DNSPersist01].Persist.Issuers
+	}
+	return o.issuer.solver.CheckPersist(ctx, want)
+}
