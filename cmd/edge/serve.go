@@ -53,11 +53,12 @@ type app struct {
 
 func newApp(g *globals, log *logger) *app {
 	a := &app{globals: g, log: log.Logger, format: log.format, started: time.Now(), failed: make(chan error, 2), look: make(chan struct{}, 1)}
-	a.certs = tlsmgr.New(tlsmgr.Options{Logger: a.log, Events: a.event})
+	a.certs = tlsmgr.New(tlsmgr.Options{Logger: a.log, Events: a.event, Version: build().Version})
 	a.proxy = proxy.New(proxy.Options{
 		Logger:  a.log,
 		TLS:     a.certs.TLSConfig,
 		Admits:  a.certs.Admits,
+		HTTP01:  a.certs.HTTP01,
 		Observe: a.observe,
 	})
 	return a
