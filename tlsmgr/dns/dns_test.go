@@ -22,7 +22,9 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction(acmelab.LeakedFunction))
+}
 
 // secret puts text where a provider's configuration can refer to it.
 func secret(tb testing.TB, text string) config.Secret {
