@@ -13,6 +13,7 @@ import (
 const macKey = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
 
 func bound(t *testing.T, id, mac string) *config.EAB {
+	t.Helper()
 	t.Setenv("LAB_EAB_ID", id)
 	t.Setenv("LAB_EAB_MAC", mac)
 	return &config.EAB{KeyID: config.Secret{Ref: "env:LAB_EAB_ID"}, HMAC: config.Secret{Ref: "env:LAB_EAB_MAC"}}

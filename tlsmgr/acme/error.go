@@ -145,7 +145,7 @@ func kindOfProblem(p acme.Problem) Kind {
 		return CAA
 	case acme.ProblemTypeDNS, acme.ProblemTypeIncorrectResponse, acme.ProblemTypeConnection, acme.ProblemTypeTLS:
 		return Unproven
-	case acme.ProblemTypeServerInternal:
+	case acme.ProblemTypeServerInternal, acme.ProblemTypeBadNonce: // acmez has sent many
 		return ServerError
 	case acme.ProblemTypeCompound:
 		return kindOfAll(p.Subproblems)
@@ -247,6 +247,11 @@ func problemOf(err error) (acme.Problem, bool) {
 		return *p, true
 	}
 	return acme.Problem{}, false
+}
+
+func isBadNonce(err error) bool {
+	p, ok := problemOf(err)
+	return ok && p.Type == acme.ProblemTypeBadNonce
 }
 
 // host is the CA's, for people.

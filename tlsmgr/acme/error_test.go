@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -75,23 +76,33 @@ func TestRefusalsOfAnOrderAreClassified(t *testing.T) {
 		}, acme.ServerError, "HTTP 502", nil, 0},
 		"several names": {
 			problem(400, "", acmeError+`rejectedIdentifier","detail":"Cannot issue for a.example.test","subproblems":[`+sub("rejectedIdentifier", "a.example.test")+`,`+sub("rejectedIdentifier", "*.B.example.test")+`]}`),
-			acme.Rejected, "a.example.test", []string{"a.example.test", "*.b.example.test"}, 0,
+			acme.Rejected, "a.example.test",
+			[]string{"a.example.test", "*.b.example.test"},
+			0,
 		},
 		"malformed names": {
 			problem(400, "", acmeError+`malformed","detail":"Cannot issue","subproblems":[`+sub("malformed", "a.example.test")+`]}`),
-			acme.Rejected, "malformed", []string{"a.example.test"}, 0,
+			acme.Rejected, "malformed",
+			[]string{"a.example.test"},
+			0,
 		},
 		"a name in the text only": {
 			problem(400, "", acmeError+`rejectedIdentifier","detail":"Cannot issue for \"*.b.example.test\": policy forbids. Not a.example.test.evil."}`),
-			acme.Rejected, "policy forbids", []string{"*.b.example.test"}, 0,
+			acme.Rejected, "policy forbids",
+			[]string{"*.b.example.test"},
+			0,
 		},
 		"a compound that agrees": {
 			problem(400, "", acmeError+`compound","detail":"several","subproblems":[`+sub("caa", "a.example.test")+`]}`),
-			acme.CAA, "forbids this CA", []string{"a.example.test"}, 0,
+			acme.CAA, "forbids this CA",
+			[]string{"a.example.test"},
+			0,
 		},
 		"a compound that does not": {
 			problem(400, "", acmeError+`compound","detail":"several","subproblems":[`+sub("caa", "a.example.test")+`,`+sub("dns", "*.b.example.test")+`]}`),
-			acme.Other, "several", []string{"a.example.test", "*.b.example.test"}, 0,
+			acme.Other, "several",
+			[]string{"a.example.test", "*.b.example.test"},
+			0,
 		},
 		"deactivated account": {
 			problem(403, "", acmeError+`unauthorized","detail":"Account is not valid, has status \"deactivated\""}`),
@@ -141,7 +152,7 @@ func TestForbiddenByCAAAtTheLastMoment(t *testing.T) {
 		return true
 	}}, nil)
 	o := order(t, l.CA, l.register(t), "a.example.test", "b.example.test")
-	l.prove(t, o, config.DNS01)
+	l.prove(t, o)
 	der, _ := csr(t, "a.example.test", "b.example.test")
 	e := refused(t, o.Finalize(t.Context(), der), acme.CAA, "finalize the order", "a CAA record")
 	if len(e.Names) != 1 || e.Names["a.example.test"] == "" {
@@ -214,7 +225,7 @@ func TestWhatIsNoCAIsSaidToBe(t *testing.T) {
 		}, acme.Unreachable, "text/html instead of JSON (does issuers.odd.acme.directory lead to an ACME server?)"},
 		"other JSON":  {func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, `{"a":1}`) }, acme.Unreachable, "not an ACME directory"},
 		"not found":   {http.NotFound, acme.Unreachable, "HTTP 404"},
-		"unavailable": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "x", 503) }, acme.ServerError, "HTTP 503"},
+		"unavailable": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "x", http.StatusServiceUnavailable) }, acme.ServerError, "HTTP 503"},
 		"a problem":   {func(w http.ResponseWriter, _ *http.Request) { problem(429, "60", acmeError+`rateLimited"}`)(w) }, acme.RateLimited, "rateLimited"},
 		"endless": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
@@ -290,7 +301,7 @@ func TestSilentCAEndsWithTheCallersDeadline(t *testing.T) {
 
 func TestAddressesThatDoNotAnswer(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at once
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +336,7 @@ func TestExpiredCertificateOfTheCAIsNotAMatterOfTrust(t *testing.T) {
 	}
 	s := httptest.NewUnstartedServer(http.NotFoundHandler())
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS12}
-	s.Config.ErrorLog = nil
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	s.StartTLS()
 	defer s.Close()
 	roots := x509.NewCertPool()

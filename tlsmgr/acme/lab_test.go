@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -67,7 +68,7 @@ func (l *lab) another(t *testing.T, via func(http.RoundTripper) http.RoundTrippe
 	if via != nil {
 		client.Transport = via(client.Transport)
 	}
-	ca, err := acme.New(l.issuer, acme.Options{HTTPClient: &client, Version: "test"})
+	ca, err := acme.New(l.issuer, acme.Options{HTTPClient: &client, Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,22 +94,22 @@ func order(t *testing.T, ca *acme.CA, a *acme.Account, names ...string) *acme.Or
 }
 
 // prove puts the records of o's proofs into the DNS and has them validated.
-func (l *lab) prove(t *testing.T, o *acme.Order, kind config.Challenge) {
+func (l *lab) prove(t *testing.T, o *acme.Order) {
 	t.Helper()
-	proofs := l.present(t, o, kind)
-	if err := o.Validate(t.Context(), proofs, kind); err != nil {
+	proofs := l.present(t, o)
+	if err := o.Validate(t.Context(), proofs, config.DNS01); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (l *lab) present(t *testing.T, o *acme.Order, kind config.Challenge) []acme.Proof {
+func (l *lab) present(t *testing.T, o *acme.Order) []acme.Proof {
 	t.Helper()
 	proofs, err := o.Proofs(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range proofs {
-		c := p.Challenges[kind]
+		c := p.Challenges[config.DNS01]
 		if err := l.dns.Add(c.DNSName + `. 1 IN TXT "` + c.DNSValue + `"`); err != nil {
 			t.Fatal(err)
 		}
@@ -146,7 +147,7 @@ func (l *lab) obtain(t *testing.T, a *acme.Account, r acme.Request) issued {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.prove(t, o, config.DNS01)
+	l.prove(t, o)
 	der, key := csr(t, r.Names...)
 	if err := o.Finalize(t.Context(), der); err != nil {
 		t.Fatal(err)

@@ -38,13 +38,21 @@ type Order struct {
 	acmez   acme.Order
 }
 
+// identifier is a DNS name (RFC 8555 section 9.7.7) or an IP address (RFC 8738).
+func identifier(name string) acme.Identifier {
+	if _, err := netip.ParseAddr(name); err == nil {
+		return acme.Identifier{Type: "ip", Value: name}
+	}
+	return acme.Identifier{Type: "dns", Value: name}
+}
+
 // isAboutReplaces reports that a new order may have been refused for what it
 // replaces: someone else was faster (RFC 9773 section 5), or the CA does not know
 // the certificate, or not as this account's, which CAs say in many ways. Pebble
 // calls it an internal error.
-func isAboutReplaces(err error) bool {
+func isAboutReplaces(err error) (acme.Problem, bool) {
 	p, ok := problemOf(err)
-	return ok && (kindOfProblem(p) == BadRequest || p.Status == http.StatusInternalServerError)
+	return p, ok && (kindOfProblem(p) == BadRequest || p.Status == http.StatusInternalServerError)
 }
 
 // NewOrder places an order (RFC 8555 section 7.4). What it replaces is a hint
@@ -53,31 +61,27 @@ func isAboutReplaces(err error) bool {
 func (c *CA) NewOrder(ctx context.Context, a *Account, r Request) (*Order, error) {
 	want := acme.Order{Profile: r.Profile}
 	for _, name := range r.Names {
-		kind := "dns"
-		if _, err := netip.ParseAddr(name); err == nil {
-			kind = "ip" // RFC 8738
-		}
-		want.Identifiers = append(want.Identifiers, acme.Identifier{Type: kind, Value: name})
+		want.Identifiers = append(want.Identifiers, identifier(name))
 	}
 	o := &Order{ca: c, account: a}
 	err := c.do(ctx, request{op: "place the order", names: r.Names}, func(ctx context.Context, s *session) (err error) {
 		if _, err := chooseProfile(r.Profile, listed(s.meta())); err != nil {
 			return &Error{Kind: BadRequest, text: "place the order: " + err.Error(), cause: err}
 		}
-		if r.Replaces != "" && s.meta().ARI {
-			replacing := want
-			replacing.Replaces = r.Replaces
-			o.acmez, err = s.client.NewOrder(ctx, a.acmez(), replacing)
-			if err == nil {
-				o.Replaces = true
-			}
-			if !isAboutReplaces(err) {
-				return err
-			}
-			c.log.LogAttrs(ctx, slog.LevelInfo, "the CA does not take the order as a replacement",
-				slog.String("issuer", c.config.Name), slog.String("reason", oneLine(err.Error())))
+		if r.Replaces == "" || !s.meta().ARI {
+			o.acmez, err = s.client.NewOrder(ctx, a.acmez(), want)
+			return err
 		}
-		o.acmez, err = s.client.NewOrder(ctx, a.acmez(), want)
+		replacing := want
+		replacing.Replaces = r.Replaces
+		o.acmez, err = s.client.NewOrder(ctx, a.acmez(), replacing)
+		o.Replaces = err == nil
+		if p, about := isAboutReplaces(err); about {
+			if o.acmez, err = s.client.NewOrder(ctx, a.acmez(), want); err == nil {
+				c.log.LogAttrs(ctx, slog.LevelInfo, "the CA does not take the order as a replacement",
+					slog.String("issuer", c.config.Name), slog.String("reason", reasonOf(p)))
+			}
+		}
 		return err
 	})
 	if err != nil {

@@ -63,7 +63,7 @@ func TestHeirResumesAnOrderInEveryState(t *testing.T) {
 		return got
 	}
 
-	l.prove(t, resume("pending"), config.DNS01)
+	l.prove(t, resume("pending"))
 	ready := resume("ready")
 	if proofs, err := ready.Proofs(t.Context()); err != nil || len(proofs) != 0 {
 		t.Errorf("%d proofs of a ready order, %v, want none", len(proofs), err)
@@ -101,6 +101,7 @@ func TestHeirResumesAnOrderInEveryState(t *testing.T) {
 // issuing lets the CA say "processing" twice about an order that it has issued
 // for: Pebble is too fast to be seen in that state.
 func issuing(t *testing.T, next http.RoundTripper, slow *atomic.Bool) http.RoundTripper {
+	t.Helper()
 	left := 2
 	return through(func(req *http.Request) (*http.Response, error) {
 		resp, err := next.RoundTrip(req)
@@ -132,7 +133,7 @@ func TestFinalizeSurvivesALostAnswer(t *testing.T) {
 		})
 	})
 	o := order(t, cut, a, "a.example.test")
-	l.prove(t, o, config.DNS01)
+	l.prove(t, o)
 	der, _ := csr(t, "a.example.test")
 	if err := o.Finalize(t.Context(), der); err != nil {
 		t.Fatal(err)
@@ -151,7 +152,7 @@ func TestFinalizeBeforeProofIsRefused(t *testing.T) {
 	} else {
 		refused(t, err, acme.BadRequest, "the order is pending")
 	}
-	l.prove(t, o, config.DNS01)
+	l.prove(t, o)
 	der, _ := csr(t, "b.example.test")
 	refused(t, o.Finalize(t.Context(), der), acme.BadRequest, "finalize the order", "a.example.test")
 	der, _ = csr(t, "a.example.test")

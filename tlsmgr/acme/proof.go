@@ -2,17 +2,17 @@ package acme
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"edge/config"
 
+	"github.com/mholt/acmez/v3"
 	"github.com/mholt/acmez/v3/acme"
 	"golang.org/x/sync/errgroup"
 )
@@ -38,47 +38,23 @@ func (p Proof) Identifier() string {
 // Challenge is one way to prove control of a name. What is not of its type is
 // empty.
 type Challenge struct {
-	Token            string // http-01, tls-alpn-01, dns-01
-	KeyAuthorization string // what http-01 serves; what tls-alpn-01 and dns-01 hash
-	DNSName          string // of the TXT record of dns-01 and dns-persist-01, without final dot
-	DNSValue         string // of that record
-	Persist          Persist
+	Token            string   // http-01, tls-alpn-01, dns-01
+	KeyAuthorization string   // what http-01 serves; what tls-alpn-01 and dns-01 hash
+	DNSName          string   // of the TXT record of dns-01 and dns-persist-01, without final dot
+	DNSValue         string   // of that record
+	Issuers          []string // of dns-persist-01: names that the CA accepts for itself in that record; DNSValue has the first
 
 	acmez acme.Challenge
 }
 
-// Persist is what a TXT record for dns-persist-01 must say. Such a record stays,
-// and may say more than DNSValue, so it is matched and not compared.
-type Persist struct {
-	Issuers  []string // the CA accepts each of these names for itself
-	Account  string   // URL
-	Wildcard bool     // the policy must be wildcard
-}
+// ALPNProtocol is the protocol that the CA offers when it validates tls-alpn-01
+// (RFC 8737 section 6.2).
+const ALPNProtocol = acmez.ACMETLS1Protocol
 
-// Matches reports whether a CA that follows draft-ietf-acme-dns-persist-01
-// section 4.1 accepts the TXT record value at now.
-func (p Persist) Matches(value string, now time.Time) bool {
-	issuer, params, _ := strings.Cut(value, ";")
-	if !slices.Contains(p.Issuers, strings.Trim(issuer, " \t")) {
-		return false
-	}
-	said := map[string]string{}
-	for param := range strings.SplitSeq(params, ";") {
-		tag, value, ok := strings.Cut(param, "=")
-		tag, value = strings.ToLower(strings.Trim(tag, " \t")), strings.Trim(value, " \t")
-		_, twice := said[tag]
-		if !ok || tag == "" || twice || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			return false
-		}
-		said[tag] = value
-	}
-	if until, ok := said["persistuntil"]; ok {
-		at, err := strconv.ParseInt(until, 10, 64)
-		if err != nil || now.Unix() > at {
-			return false
-		}
-	}
-	return said["accounturi"] == p.Account && (!p.Wildcard || strings.EqualFold(said["policy"], "wildcard"))
+// ALPNCertificate is what tls-alpn-01 shows the CA for a DNS name or an IP address
+// (RFC 8737 section 3, RFC 8738 section 6). It is good for nothing else.
+func ALPNCertificate(name, keyAuthorization string) (*tls.Certificate, error) {
+	return acmez.TLSALPN01ChallengeCert(acme.Challenge{Identifier: identifier(name), KeyAuthorization: keyAuthorization})
 }
 
 // Proofs is what is left to prove: the authorizations of the order that are
@@ -147,8 +123,7 @@ func (o *Order) proof(authz acme.Authorization) Proof {
 		Name: strings.TrimPrefix(name, "*."), Wildcard: authz.Wildcard || strings.HasPrefix(name, "*."),
 		Challenges: map[config.Challenge]Challenge{}, authz: authz,
 	}
-	_, err := netip.ParseAddr(p.Name)
-	p.IP = err == nil
+	p.IP = identifier(p.Name).Type == "ip"
 	for _, ch := range authz.Challenges {
 		if c, ok := o.challenge(p, ch); ok {
 			p.Challenges[config.Challenge(ch.Type)] = c
@@ -174,7 +149,7 @@ func (o *Order) challenge(p Proof, ch acme.Challenge) (Challenge, bool) {
 		c = Challenge{
 			DNSName:  "_validation-persist." + p.Name,
 			DNSValue: ch.DNSPersist01TXTRecordValue(o.account.acmez(), ch.IssuerDomainNames[0], p.Wildcard),
-			Persist:  Persist{Issuers: ch.IssuerDomainNames, Account: o.account.URL, Wildcard: p.Wildcard},
+			Issuers:  ch.IssuerDomainNames,
 			acmez:    ch,
 		}
 		return c, true
@@ -257,10 +232,10 @@ func (o *Order) initiate(ctx context.Context, p Proof, kind config.Challenge) er
 	return err
 }
 
-// errRefused is an authorization that failed.
-type errRefused struct{ problem acme.Problem }
+// refusedError is an authorization that failed.
+type refusedError struct{ problem acme.Problem }
 
-func (e *errRefused) Error() string { return reasonOf(e.problem) }
+func (e *refusedError) Error() string { return reasonOf(e.problem) }
 
 // verdict waits for the CA's.
 func (o *Order) verdict(ctx context.Context, p Proof) error {
@@ -274,7 +249,7 @@ func (o *Order) verdict(ctx context.Context, p Proof) error {
 		case authz.Status == acme.StatusValid:
 			return true, 0, nil
 		default:
-			return false, 0, &errRefused{failureOf(authz)}
+			return false, 0, &refusedError{failureOf(authz)}
 		}
 	})
 	if errors.Is(err, errUndecided) {
@@ -290,7 +265,7 @@ func (o *Order) verdicts(proofs []Proof, errs []error) error {
 	var first error
 	for n, err := range errs {
 		name := proofs[n].Identifier()
-		if r, ok := errors.AsType[*errRefused](err); ok {
+		if r, ok := errors.AsType[*refusedError](err); ok {
 			refused[name] = r.problem
 		} else if err != nil && first == nil {
 			first = err

@@ -1,9 +1,16 @@
 package acme_test
 
 import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
-	"time"
 
 	"edge/config"
 	"edge/internal/acmelab"
@@ -15,7 +22,7 @@ func TestEveryNameThatFailsIsReported(t *testing.T) {
 	l := start(t, acmelab.CAOptions{}, nil)
 	a := l.register(t)
 	o := order(t, l.CA, a, "good.example.test", "bad.example.test", "*.worse.example.test")
-	proofs := l.present(t, o, config.DNS01)
+	proofs := l.present(t, o)
 	for _, p := range proofs {
 		if p.Name != "good.example.test" {
 			c := p.Challenges[config.DNS01]
@@ -50,7 +57,7 @@ func TestHeirWaitsForAValidationThatIsUnderWay(t *testing.T) {
 	l := start(t, acmelab.CAOptions{Sleep: 3}, nil)
 	a := l.register(t)
 	o := order(t, l.CA, a, "a.example.test", "*.a.example.test")
-	proofs := l.present(t, o, config.DNS01)
+	proofs := l.present(t, o)
 	heirs, err := l.GetOrder(t.Context(), a, o.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -77,13 +84,9 @@ func TestPersistentRecordProvesManyOrders(t *testing.T) {
 	l := start(t, acmelab.CAOptions{}, nil)
 	a := l.register(t)
 	// One record is there before any order.
-	record := acme.Persist{Issuers: []string{"lab.test"}, Account: a.URL, Wildcard: true}
 	value := "lab.test; accounturi=" + a.URL + "; policy=wildcard"
 	if err := l.dns.Add(`_validation-persist.example.test. 60 IN TXT "` + value + `"`); err != nil {
 		t.Fatal(err)
-	}
-	if !record.Matches(value, time.Now()) {
-		t.Errorf("%q does not match %+v", value, record)
 	}
 	for range 2 {
 		names := []string{"example.test", "*.example.test"}
@@ -98,11 +101,8 @@ func TestPersistentRecordProvesManyOrders(t *testing.T) {
 			if p.Wildcard {
 				want = value
 			}
-			if c.DNSName != "_validation-persist.example.test" || c.DNSValue != want || !c.Persist.Matches(value, time.Now()) || c.Token != "" {
+			if c.DNSName != "_validation-persist.example.test" || c.DNSValue != want || !slices.Equal(c.Issuers, []string{"lab.test"}) || c.Token != "" {
 				t.Errorf("%s: challenge %+v, want %q", p.Identifier(), c, want)
-			}
-			if got := c.Persist.Matches("lab.test; accounturi="+a.URL, time.Now()); got == p.Wildcard {
-				t.Errorf("%s: a record without policy matches: %v", p.Identifier(), got)
 			}
 		}
 		if err := o.Validate(t.Context(), proofs, config.DNSPersist01); err != nil {
@@ -112,47 +112,6 @@ func TestPersistentRecordProvesManyOrders(t *testing.T) {
 		if err := o.Finalize(t.Context(), der); err != nil {
 			t.Fatal(err)
 		}
-	}
-}
-
-// What Matches believes is what Pebble believes.
-func TestPersistentRecordMatchesWhenTheCAAcceptsIt(t *testing.T) {
-	t.Parallel()
-	l := start(t, acmelab.CAOptions{}, nil)
-	a := l.register(t)
-	uri := "; accounturi=" + a.URL
-	for value, name := range map[string]string{
-		"lab.test" + uri:                                      "plain.example.test",
-		" lab.test ;accounturi = " + a.URL + " ":              "spaces.example.test",
-		"lab.test" + uri + "; persistUntil=4102444800; new=x": "until.example.test",
-		"lab.test" + uri + "; persistUntil=1":                 "over.example.test",
-		"lab.test" + uri + "; persistUntil=soon":              "soon.example.test",
-		"other.test" + uri:                                    "issuer.example.test",
-		"LAB.test" + uri:                                      "case.example.test",
-		"lab.test" + uri + "0":                                "account.example.test",
-		"lab.test":                                            "none.example.test",
-		"lab.test" + uri + ";":                                "trailing.example.test",
-		"lab.test" + uri + uri:                                "twice.example.test",
-		"lab.test" + uri + "; note=two words":                 "words.example.test",
-		"lab.test" + uri + "; policy=WildCard":                "*.policy.example.test",
-		"lab.test" + uri + "; policy=all":                     "*.nopolicy.example.test",
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			o := order(t, l.CA, a, name)
-			proofs, err := o.Proofs(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			c := proofs[0].Challenges[config.DNSPersist01]
-			if err := l.dns.Add(c.DNSName + `. 60 IN TXT "` + value + `"`); err != nil {
-				t.Fatal(err)
-			}
-			err = o.Validate(t.Context(), proofs, config.DNSPersist01)
-			if got := c.Persist.Matches(value, time.Now()); got != (err == nil) {
-				t.Errorf("%q matches: %v, the CA says %v", value, got, err)
-			}
-		})
 	}
 }
 
@@ -166,5 +125,86 @@ func TestManyNamesAreProvenTogether(t *testing.T) {
 	got := l.obtain(t, l.register(t), acme.Request{Names: names})
 	if !slices.Equal(slices.Sorted(slices.Values(got.leaf.DNSNames)), names) {
 		t.Errorf("names %q, want %q", got.leaf.DNSNames, names)
+	}
+}
+
+// answers is what a front of edge would answer for challenges.
+type answers struct{ byToken, byName sync.Map }
+
+func (a *answers) add(proofs []acme.Proof) {
+	for _, p := range proofs {
+		a.byToken.Store(p.Challenges[config.HTTP01].Token, p.Challenges[config.HTTP01].KeyAuthorization)
+		a.byName.Store(p.Name, p.Challenges[config.TLSALPN01].KeyAuthorization)
+	}
+}
+
+func (a *answers) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	token, ok := strings.CutPrefix(r.URL.Path, "/.well-known/acme-challenge/")
+	if key, found := a.byToken.Load(token); ok && found {
+		_, _ = w.Write([]byte(key.(string)))
+		return
+	}
+	http.NotFound(w, r)
+}
+
+// certificate answers tls-alpn-01. For an address the CA asks for its name in
+// the reverse zone (RFC 8738 section 6); this one knows a single address.
+func (a *answers) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	name := hello.ServerName
+	if name == "1.0.0.127.in-addr.arpa" {
+		name = "127.0.0.1"
+	}
+	key, ok := a.byName.Load(name)
+	if !ok || !slices.Equal(hello.SupportedProtos, []string{acme.ALPNProtocol}) {
+		return nil, errors.New("no such challenge")
+	}
+	return acme.ALPNCertificate(name, key.(string))
+}
+
+func TestNamesAndAddressesAreProvenByHTTPAndTLS(t *testing.T) {
+	t.Parallel()
+	var a answers
+	web := httptest.NewServer(&a)
+	t.Cleanup(web.Close)
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{GetCertificate: a.certificate, NextProtos: []string{acme.ALPNProtocol}, MinVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go accept(ln)
+	t.Cleanup(func() { _ = ln.Close() })
+	l := start(t, acmelab.CAOptions{HTTPPort: web.Listener.Addr().(*net.TCPAddr).Port, TLSPort: ln.Addr().(*net.TCPAddr).Port}, nil)
+	if err := l.dns.Add("a.example.test. 1 IN A 127.0.0.1"); err != nil {
+		t.Fatal(err)
+	}
+	account := l.register(t)
+	for _, kind := range []config.Challenge{config.HTTP01, config.TLSALPN01} {
+		o := order(t, l.CA, account, "a.example.test", "127.0.0.1")
+		proofs, err := o.Proofs(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.add(proofs)
+		if err := o.Validate(t.Context(), proofs, kind); err != nil {
+			t.Fatalf("%s: %v", kind, err)
+		}
+		der, _ := csr(t, "a.example.test", "127.0.0.1")
+		if err := o.Finalize(t.Context(), der); err != nil {
+			t.Fatalf("%s: %v", kind, err)
+		}
+	}
+	if _, err := acme.ALPNCertificate("a.example.test", ""); err != nil {
+		t.Error(err)
+	}
+}
+
+// accept shakes hands until ln is closed.
+func accept(ln net.Listener) {
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		_ = conn.(*tls.Conn).HandshakeContext(context.Background())
+		_ = conn.Close()
 	}
 }
