@@ -166,6 +166,60 @@ func TestBadNoncesOnlyMakeItSlower(t *testing.T) {
 	obtain(t, ca, client, account(t, client), "a.example.test")
 }
 
+func TestStrictCAIssuesToThoseWhoKeepTheRules(t *testing.T) {
+	t.Parallel()
+	_, ca, client := lab(t, acmelab.CAOptions{Strict: true})
+	acct := account(t, client)
+	obtain(t, ca, client, acct, "a.example.test")
+	order, err := client.NewOrder(t.Context(), acct, acme.Order{Identifiers: []acme.Identifier{{Type: "dns", Value: "b.example.test"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	authz, err := client.GetAuthorization(t.Context(), acct, order.Authorizations[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch := authz.Challenges[0]
+	ch.Payload = map[string]string{"more": "than asked for"}
+	if _, err := client.InitiateChallenge(t.Context(), acct, ch); err == nil {
+		t.Error("a challenge with more than {} was accepted")
+	}
+}
+
+func TestValidationTakesTimeWhenAskedTo(t *testing.T) {
+	t.Parallel()
+	slept := make(chan struct{}, 100)
+	_, ca, client := lab(t, acmelab.CAOptions{Sleep: 2, Log: func(line string) {
+		if strings.HasPrefix(line, "Sleeping for ") {
+			slept <- struct{}{}
+		}
+	}})
+	obtain(t, ca, client, account(t, client), "a.example.test")
+	select {
+	case <-slept:
+	default:
+		t.Error("no validation took its time")
+	}
+}
+
+func TestRequestsCanBeAnsweredForTheCA(t *testing.T) {
+	t.Parallel()
+	_, ca, client := lab(t, acmelab.CAOptions{Instead: func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path != acmelab.PathNewOrder {
+			return false
+		}
+		http.Error(w, "not today", http.StatusTooManyRequests)
+		return true
+	}})
+	_, err := client.ObtainCertificateForSANs(t.Context(), account(t, client), key(t), []string{"a.example.test"})
+	if err == nil || !strings.Contains(err.Error(), "not today") {
+		t.Errorf("got %v, want what was said for the CA", err)
+	}
+	if ca.Orders() != 0 || ca.Requests(acmelab.PathNewOrder) == 0 {
+		t.Errorf("%d orders of %d requests, want none of some", ca.Orders(), ca.Requests(acmelab.PathNewOrder))
+	}
+}
+
 func TestManyOrdersAtOnce(t *testing.T) {
 	t.Parallel()
 	_, ca, client := lab(t, acmelab.CAOptions{})
