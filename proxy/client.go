@@ -98,7 +98,7 @@ func (s *Server) closed(c net.Conn, listener string) {
 	if !ok || clientOf(c).policy() == "" { // the handshake came to nothing
 		return
 	}
-	reason, subject, err := refusal(t.Handshake()) // is over, so this is its result
+	reason, subject, err := refusal(t.HandshakeContext(context.Background())) // is over, so this is its result
 	if reason == "" {
 		return
 	}

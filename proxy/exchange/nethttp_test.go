@@ -2,6 +2,7 @@ package exchange_test
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log"
@@ -156,3 +157,22 @@ type responseSource struct{ res *http.Response }
 func (s *responseSource) Read(p []byte) (int, error) { return s.res.Body.Read(p) }
 func (s *responseSource) Trailer() exchange.Fields   { return nil }
 func (s *responseSource) Close() error               { return s.res.Body.Close() }
+
+// Who the client is counts only when it was verified.
+func TestClientCertificateOfAConnIsAVerifiedOne(t *testing.T) {
+	leaf := &x509.Certificate{Raw: []byte("leaf")}
+	unverified := &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}
+	verified := &tls.ConnectionState{PeerCertificates: unverified.PeerCertificates, VerifiedChains: [][]*x509.Certificate{{leaf}}}
+	for _, c := range []struct {
+		state *tls.ConnectionState
+		want  *x509.Certificate
+	}{{nil, nil}, {new(tls.ConnectionState), nil}, {unverified, nil}, {verified, leaf}} {
+		r := httptest.NewRequest(http.MethodGet, "/", http.NoBody)
+		r.TLS = c.state
+		record(r, func(e *exchange.Exchange) {
+			if e.Conn.ClientCertificate != c.want {
+				t.Errorf("%+v: client certificate %v, want %v", c.state, e.Conn.ClientCertificate, c.want)
+			}
+		})
+	}
+}

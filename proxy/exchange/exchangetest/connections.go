@@ -207,3 +207,30 @@ func testAbortTunnel(t *testing.T, start Start) {
 	expect(t, "rest", w.rest(t), "")
 	s.end(t)
 }
+
+// testConnectionClose has a reply that gives its connection up: the next request
+// comes on another one, and the client is not told how on HTTP/2.
+func testConnectionClose(t *testing.T, start Start) {
+	t.Helper()
+	peers := make(chan string, 4)
+	s := serve(t, start, func(e *exchange.Exchange) {
+		peers <- e.Conn.Peer.String()
+		if e.Path == "/last" {
+			e.Reply.Set("connection", "close")
+		}
+		write(t, e, "hello")
+	})
+	var on []string
+	for _, path := range []string{"/", "/last", "/"} {
+		res, body := s.do(t, s.request(t, http.MethodGet, path, nil))
+		expect(t, "body", body, "hello")
+		if s.Dial == nil { // HTTP/2
+			expect(t, "field", res.Header.Get("Connection"), "")
+		}
+		on = append(on, receive(t, peers, "a request"))
+		s.end(t)
+	}
+	if on[0] != on[1] || on[1] == on[2] {
+		t.Errorf("requests came on %q, want two connections", on)
+	}
+}

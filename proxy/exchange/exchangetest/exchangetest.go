@@ -53,6 +53,7 @@ func Run(t *testing.T, start Start) {
 		"ShortBodyBreaksTheReply":         testShortBody,
 		"LongBodyIsRefused":               testLongBody,
 		"HeadIsFixedByFirstWrite":         testCommit,
+		"ConnectionCloseEndsIt":           testConnectionClose,
 		"InterimRepliesArriveFirst":       testInterim,
 		"InterimIsCutOffToo":              testInterimTimeout,
 		"ContinueIsSentOnRead":            testContinue,
