@@ -72,7 +72,9 @@ func (v *Vault) Sweep(ctx context.Context, now time.Time) (_ Swept, err error) {
 		return nil
 	})
 	swept := c.swept()
-	if err != nil {
+	leases, leasesErr := v.store.SweepLeases(ctx, keepLeases)
+	swept.Leases = leases
+	if err := errors.Join(err, leasesErr); err != nil {
 		return swept, fmt.Errorf("sweep: %w", err)
 	}
 	return swept, nil
