@@ -23,7 +23,8 @@ const namesAtOnce = 8
 // and what it last answered.
 //
 // A name server with several addresses is judged by those that answer: a host
-// without IPv6 is no reason to wait. One that answers at none of them has failed.
+// without IPv6 is no reason to wait. One that answers at none of them has failed;
+// one that has none is left out (see nameServers).
 func (p *Presented) Wait(ctx context.Context) error {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, p.solver.timeout)

@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -250,4 +251,33 @@ func TestDeadAddressCostsItsTimeoutsOnceForAllNames(t *testing.T) {
 	if n > queryTries {
 		t.Errorf("a dead address was asked %d times for 26 names, want %d", n, queryTries)
 	}
+}
+
+// Nobody can ask such a server, so it must not cost the order two minutes.
+func TestNameServerWithoutAddressIsLeftOutWithAWarning(t *testing.T) {
+	t.Parallel()
+	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
+	if err := d.Add("example.test. 1 IN NS nowhere.example.test.", "example.test. 1 IN NS unknown.elsewhere.invalid."); err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	s := solver(t, d, Options{Timeout: time.Minute})
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
+	p := present(t, s, Record{challenge, "v"})
+	if err := p.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"level=WARN", "zone=example.test", "others=1", "name server nowhere.example.test has no address", "unknown.elsewhere.invalid"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("log %q lacks %q", log.String(), want)
+		}
+	}
+	if strings.Count(log.String(), "\n") != 1 {
+		t.Errorf("log of several lines: %q", log.String())
+	}
+	if err := d.Remove("example.test. 1 IN NS ns1.example.test."); err != nil {
+		t.Fatal(err)
+	}
+	s.timeout = 100 * time.Millisecond
+	wantError(t, errors.Join(errors.New(strings.ReplaceAll(p.Wait(t.Context()).Error(), "\n", " "))), "zone example.test: name servers", "name server nowhere.example.test has no address")
 }

@@ -260,7 +260,10 @@ type nameServer struct {
 	addresses []string
 }
 
-// nameServers finds the authoritative servers of zone.
+// nameServers finds the authoritative servers of zone. One whose host has no
+// address that the resolvers know is left out, with a warning, as long as another
+// has one: nobody can ask it, a CA neither, so that waiting would only fail an
+// order that may succeed.
 func (s *Solver) nameServers(ctx context.Context, zone string) ([]nameServer, error) {
 	answer, err := s.ask(ctx, zone, miekg.TypeNS)
 	if err != nil {
@@ -281,8 +284,13 @@ func (s *Solver) nameServers(ctx context.Context, zone string) ([]nameServer, er
 		})
 	}
 	_ = eg.Wait() // each name has its own error
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
+	servers = slices.DeleteFunc(servers, func(ns nameServer) bool { return len(ns.addresses) == 0 })
+	if len(servers) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	if err := errors.Join(errs...); err != nil && ctx.Err() == nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "name servers without an address are not asked for challenge records",
+			slog.String("zone", bare(zone)), slog.Int("others", len(servers)), slog.Any("error", err))
 	}
 	left := maxAddresses
 	for i := range servers { // every server keeps one: maxServers < maxAddresses
