@@ -63,7 +63,9 @@ func (m *Manager) preview(ctx context.Context, v *vault.Vault, st *state, b Bund
 	if l != nil && l.cert != nil {
 		p.NotAfter, p.Renewal = l.cert.leaf().NotAfter, renewAt(l.cert)
 	}
+	failures := 0
 	if j != nil {
+		failures = j.record.Failures
 		admitted := j.admitted(b.Names, now)
 		p.LeftOut = slices.DeleteFunc(slices.Clone(b.Names), func(n string) bool { return slices.Contains(admitted, n) })
 		if now.Before(j.record.Next) {
@@ -76,7 +78,7 @@ func (m *Manager) preview(ctx context.Context, v *vault.Vault, st *state, b Bund
 	if p.Need == "" {
 		return p, nil
 	}
-	p.From = b.pick(l, j, now)
+	p.From = b.pick(l, failures, now)
 	i := st.issuers[p.From]
 	if i == nil || i.ca == nil || p.OpenOrder != "" {
 		return p, nil

@@ -69,7 +69,7 @@ func (w *errand) round(ctx context.Context) (again bool, err error) {
 	if why == needNothing && !w.forced || len(names) == 0 {
 		return false, w.abandon(ctx, w.vault, w.state, j)
 	}
-	i := w.state.issuers[w.bundle.pick(l, j, now)]
+	i := w.state.issuers[w.bundle.pick(l, w.failures(j), now)]
 	w.mark(w.bundle.ID, func(j *job) { j.ordering = true })
 	var o *vault.Certificate
 	if i.ca == nil {
@@ -98,6 +98,13 @@ func (w *errand) round(ctx context.Context) (again bool, err error) {
 		}
 	}
 	return false, w.enough(w.state, w.bundle, j)
+}
+
+// failures are those in a row, of all replicas or of this one.
+func (w *errand) failures(j *journal) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return max(j.record.Failures, w.jobLocked(w.bundle.ID).failures)
 }
 
 // order finishes the order in the journal, or places one.

@@ -89,14 +89,15 @@ func directoryOf(i *config.Issuer) string {
 
 // pick is the issuer that a bundle is ordered from now. It is the first one,
 // and the others in turn once it has failed while nothing valid is left to
-// serve, or no more than a quarter of the lifetime.
-func (b *Bundle) pick(s *stored, j *journal, now time.Time) string {
+// serve, or no more than a quarter of the lifetime. Failures are in a row, those
+// that the CA caused and those of this replica.
+func (b *Bundle) pick(s *stored, failures int, now time.Time) string {
 	all := b.issuers()
-	if j == nil || j.record.Failures == 0 || len(all) == 1 {
+	if failures == 0 || len(all) == 1 {
 		return b.Issuer
 	}
 	if s != nil && s.cert != nil && s.version != "" && left(s.cert, now) > fallbackAt {
 		return b.Issuer
 	}
-	return all[j.record.Failures%len(all)]
+	return all[failures%len(all)]
 }

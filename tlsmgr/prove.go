@@ -158,7 +158,7 @@ func (o *order) checkPersistent(ctx context.Context, proofs []acme.Proof) error 
 	want := dns.Persist{AccountURI: o.account.URL}
 	for _, p := range proofs {
 		want.Names = append(want.Names, p.Identifier())
-		want.Issuers = p.Challenges[config.DNSPersist01].Persist.Issuers
+		want.Issuers = p.Challenges[config.DNSPersist01].Issuers
 	}
 	return o.issuer.solver.CheckPersist(ctx, want)
 }
