@@ -207,25 +207,32 @@ func (c *check) probe(ctx context.Context) {
 		c.fail(remove, err, fmt.Sprintf("delete TXT %s %q by hand", bare(g.records[0].Name), record.Value))
 		return
 	}
-	c.add(remove, StateOK, c.show(done, record.Value)...)
+	detail, state := c.show(done, record.Value), StateOK
+	for i, line := range detail {
+		if who, had := strings.CutSuffix(line, hasIt); had {
+			detail[i], state = who+": still shows it", StateWarning
+		}
+	}
+	st := c.add(remove, state, detail...)
+	if state == StateWarning {
+		st.Hint = "secondary servers follow soon, resolvers remember it for a minute: there is nothing to do"
+	}
 }
+
+const hasIt = ": has it"
 
 // show tells which servers have the value.
 func (c *check) show(ctx context.Context, value string) []string {
-	servers := c.servers
-	if len(servers) == 0 {
-		return nil
-	}
 	var out []string
-	for _, v := range c.s.survey(ctx, servers, c.target, miekg.TypeTXT) {
-		said := "does not have it"
+	for _, v := range c.s.survey(ctx, c.servers, c.target, miekg.TypeTXT) {
+		said := ": does not have it"
 		switch {
 		case v.err != nil:
-			said = reason(v.err)
+			said = ": " + reason(v.err)
 		case lacks(v.answer, []string{value}, true) == "":
-			said = "has it"
+			said = hasIt
 		}
-		out = append(out, v.who()+": "+said)
+		out = append(out, v.who()+said)
 	}
 	return out
 }

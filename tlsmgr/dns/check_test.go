@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -256,6 +257,34 @@ func TestProbeIsDeletedWhenTheCheckIsCancelled(t *testing.T) {
 	r := solver(t, d, Options{}).Check(ctx, "example.com", CheckOptions{Write: true})
 	if names := d.TXTNames(); len(names) != 0 {
 		t.Errorf("left behind: %q\n%s", names, r)
+	}
+}
+
+// A secondary that has not been told of the deletion yet is no failure.
+func TestCheckToleratesASecondaryThatForgetsLate(t *testing.T) {
+	t.Parallel()
+	d := lookup(t)
+	var mu sync.Mutex
+	var kept []string
+	late := serveDNS(t, func(w miekg.ResponseWriter, r *miekg.Msg) {
+		mu.Lock()
+		defer mu.Unlock()
+		if have := d.TXT(r.Question[0].Name); len(have) > 0 {
+			kept = have
+		}
+		m := reply(r)
+		for _, v := range kept {
+			m = reply(r, r.Question[0].Name+` 60 IN TXT "`+v+`"`)
+		}
+		m.Authoritative = true
+		_ = w.WriteMsg(m)
+	})
+	s := solver(t, d, Options{Authoritative: config.Authoritative{Servers: []string{d.Addr, late}}})
+	r := s.Check(t.Context(), "example.com", CheckOptions{Write: true})
+	wantStep(t, r, "probe record is seen", StateOK, late+": has it")
+	wantStep(t, r, "probe record is deleted", StateWarning, d.Addr+": does not have it", late+": still shows it", "nothing to do")
+	if !r.OK() {
+		t.Errorf("not OK:\n%s", r)
 	}
 }
 

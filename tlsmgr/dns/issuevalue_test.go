@@ -78,11 +78,12 @@ func FuzzIssueValue(f *testing.F) {
 			}
 			return
 		}
-		again := v.issuer + "; "
+		var again strings.Builder
+		again.WriteString(v.issuer + "; ")
 		for _, p := range v.parameters {
-			again += p.tag + "=" + p.value + ";"
+			again.WriteString(p.tag + "=" + p.value + ";")
 		}
-		w, err := parseIssueValue(strings.TrimSuffix(again, ";"))
+		w, err := parseIssueValue(strings.TrimSuffix(again.String(), ";"))
 		if err != nil || w.issuer != v.issuer || !slices.Equal(w.parameters, v.parameters) {
 			t.Errorf("%q is read as %+v, and that written out as %+v, %v", text, v, w, err)
 		}
