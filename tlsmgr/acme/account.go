@@ -26,7 +26,8 @@ func (a *Account) acmez() acme.Account {
 // the account of that key (section 7.3.1): whoever stores the key first may call
 // it again.
 func (c *CA) Register(ctx context.Context, key crypto.Signer) (*Account, error) {
-	if key == nil {
+	known := key != nil
+	if !known {
 		fresh, err := NewKey(config.P256)
 		if err != nil {
 			return nil, err
@@ -38,19 +39,21 @@ func (c *CA) Register(ctx context.Context, key crypto.Signer) (*Account, error) 
 		a.Contact = []string{"mailto:" + c.config.Email}
 	}
 	err := c.do(ctx, request{op: "register an account"}, func(ctx context.Context, s *session) (err error) {
-		switch {
-		case c.eab != nil:
+		if known && (c.eab != nil || s.meta().EABRequired) {
+			// Who has an account needs no binding, and some CAs take one only once.
+			found, err := s.client.GetAccount(ctx, a)
+			if p, ok := problemOf(err); !ok || p.Type != acme.ProblemTypeAccountDoesNotExist {
+				a = found
+				return err
+			}
+		}
+		if c.eab == nil && s.meta().EABRequired {
+			return acme.Problem{Type: acme.ProblemTypeExternalAccountRequired, Detail: "its directory says so"}
+		}
+		if c.eab != nil {
 			if err := a.SetExternalAccountBinding(ctx, s.client, *c.eab); err != nil {
 				return err
 			}
-		case s.meta().EABRequired:
-			// A key that was bound before needs no binding (section 7.3.1).
-			if a, err = s.client.GetAccount(ctx, a); err != nil {
-				if p, ok := problemOf(err); ok && p.Type == acme.ProblemTypeAccountDoesNotExist {
-					return acme.Problem{Type: acme.ProblemTypeExternalAccountRequired, Detail: "the directory says so"}
-				}
-			}
-			return err
 		}
 		a, err = s.client.NewAccount(ctx, a)
 		return err

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,7 +41,7 @@ type session struct {
 func (s *session) meta() Meta {
 	m := Meta{ARI: s.dir.renewalInfo != ""}
 	if d := s.dir.Meta; d != nil {
-		m.Profiles, m.CAAIdentities = d.Profiles, d.CAAIdentities
+		m.Profiles, m.CAAIdentities = maps.Clone(d.Profiles), slices.Clone(d.CAAIdentities)
 		m.EABRequired, m.TermsOfService = d.ExternalAccountRequired, d.TermsOfService
 	}
 	return m

@@ -74,6 +74,16 @@ func TestRefusalsOfAnOrderAreClassified(t *testing.T) {
 		"bad gateway": {func(w http.ResponseWriter) {
 			http.Error(w, strings.Repeat("<html>\n", 1000), http.StatusBadGateway)
 		}, acme.ServerError, "HTTP 502", nil, 0},
+		"names that nobody asked for": {
+			problem(400, "", acmeError+`rejectedIdentifier","detail":"no","subproblems":[`+sub("rejectedIdentifier", "x.test")+`]}`),
+			acme.Rejected, "x.test", nil, 0,
+		},
+		"a wildcard without its star": {
+			problem(403, "", acmeError+`caa","detail":"no","subproblems":[`+sub("caa", "b.example.test")+`]}`),
+			acme.CAA, "b.example.test",
+			[]string{"*.b.example.test"},
+			0,
+		},
 		"several names": {
 			problem(400, "", acmeError+`rejectedIdentifier","detail":"Cannot issue for a.example.test","subproblems":[`+sub("rejectedIdentifier", "a.example.test")+`,`+sub("rejectedIdentifier", "*.B.example.test")+`]}`),
 			acme.Rejected, "a.example.test",
@@ -270,7 +280,7 @@ func TestAnswersOtherThanJSONLaterAreRefusedToo(t *testing.T) {
 				return true
 			}}, nil)
 			_, err := l.NewOrder(t.Context(), l.register(t), acme.Request{Names: []string{"a.example.test"}})
-			refused(t, err, acme.Unreachable, "place the order")
+			refused(t, err, acme.ServerError, "place the order: the answer of 127.0.0.1:")
 		})
 	}
 }

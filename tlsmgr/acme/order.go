@@ -87,7 +87,6 @@ func (c *CA) NewOrder(ctx context.Context, a *Account, r Request) (*Order, error
 	if err != nil {
 		return nil, err
 	}
-	o.acmez.Identifiers = want.Identifiers
 	return o, o.seen(o.acmez.Location)
 }
 
@@ -196,38 +195,25 @@ func (o *Order) settle(ctx context.Context, timeout time.Duration, status string
 	return nil
 }
 
-// finalize sends the CSR. Where that leaves the order is looked up: the CA may
-// have taken it although the answer was lost, and repeats are refused with
-// orderNotReady.
+// finalize sends the CSR. What became of it is looked up, whatever the answer: the
+// CA may have taken it although the answer was lost, a repetition is refused with
+// orderNotReady, and acmez, which may not wait here, calls "processing" an error.
 func (o *Order) finalize(ctx context.Context, csr []byte) error {
-	taken := false
 	err := o.ca.do(ctx, request{op: "finalize the order", names: o.Names}, func(ctx context.Context, s *session) error {
-		sent := o.acmez
-		sent.Status = acme.StatusProcessing // what acmez falls back to when it is refused with orderNotReady
-		next, err := s.client.FinalizeOrder(ctx, o.account.acmez(), sent, csr)
-		// acmez does not look again (PollTimeout) and calls a status that it
-		// would have to wait for an error.
-		if _, refused := problemOf(err); !refused && slices.Contains([]string{acme.StatusProcessing, acme.StatusValid}, next.Status) {
-			taken = next.Status == acme.StatusValid || err != nil && err.Error() == "order took too long"
-		}
-		if taken {
-			return nil
-		}
+		_, err := s.client.FinalizeOrder(ctx, o.account.acmez(), o.acmez, csr)
 		return err
 	})
-	if err != nil && kindOf(err) != Unreachable && kindOf(err) != ServerError {
-		if look := o.refresh(ctx); look == nil && o.Status == acme.StatusInvalid {
-			return o.invalid()
-		}
-		return err
-	}
 	if look := o.refresh(ctx); look != nil {
 		return look
 	}
-	if err != nil && o.Status != acme.StatusProcessing && o.Status != acme.StatusValid {
+	switch o.Status {
+	case acme.StatusProcessing, acme.StatusValid:
+		return nil
+	case acme.StatusInvalid:
+		return o.invalid()
+	default:
 		return err
 	}
-	return nil
 }
 
 // invalid is why the CA gave the order up.

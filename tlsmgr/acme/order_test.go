@@ -327,7 +327,7 @@ func TestIPAddressesAreOrdered(t *testing.T) {
 		t.Errorf("%d of %d proofs are for IP addresses, want 2 of 3", ips, len(proofs))
 	}
 	err = o.Validate(t.Context(), proofs, config.DNS01)
-	e := refused(t, err, acme.BadRequest, "offers no dns-01, only http-01, tls-alpn-01")
+	e := refused(t, err, acme.BadRequest, "offers no dns-01, only http-01, tls-alpn-01", "(use an issuer with another challenge)")
 	if len(e.Names) != 2 || e.Names["127.0.0.1"] == "" || e.Names["2001:db8::1"] == "" {
 		t.Errorf("names %q, want the two addresses", e.Names)
 	}

@@ -90,7 +90,7 @@ func (o *Order) Proofs(ctx context.Context) ([]Proof, error) {
 		}
 	}
 	if len(refused) > 0 {
-		return nil, o.ca.unproven("prove control of the names", refused, nil)
+		return nil, o.ca.unproven(refused, nil)
 	}
 	if o.Status == acme.StatusInvalid {
 		return nil, o.invalid()
@@ -162,16 +162,14 @@ func (o *Order) challenge(p Proof, ch acme.Challenge) (Challenge, bool) {
 // verdicts. Every refusal is reported, not only the first: the *Error names each
 // name that was not proven. It may be repeated by an heir.
 func (o *Order) Validate(ctx context.Context, proofs []Proof, kind config.Challenge) error {
-	missing := map[string]acme.Problem{}
+	missing := map[string]string{}
 	for _, p := range proofs {
 		if _, ok := p.Challenges[kind]; !ok {
-			missing[p.Identifier()] = acme.Problem{Detail: fmt.Sprintf("the CA offers no %s, only %s", kind, offered(p))}
+			missing[p.Identifier()] = fmt.Sprintf("the CA offers no %s, only %s", kind, offered(p))
 		}
 	}
 	if len(missing) > 0 {
-		e := o.ca.unproven("prove control of the names", missing, nil)
-		e.Kind = BadRequest
-		return e
+		return aboutNames(BadRequest, missing, "use an issuer with another challenge", nil)
 	}
 	errs := make([]error, len(proofs))
 	o.each(proofs, errs, func(p Proof) error { return o.initiate(ctx, p, kind) })
@@ -272,7 +270,7 @@ func (o *Order) verdicts(proofs []Proof, errs []error) error {
 		}
 	}
 	if len(refused) > 0 {
-		return o.ca.unproven("prove control of the names", refused, first)
+		return o.ca.unproven(refused, first)
 	}
 	if first != nil {
 		return o.ca.explain(request{op: "prove control of the names"}, first, &note{})

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/url"
 	"time"
 
 	"github.com/mholt/acmez/v3/acme"
@@ -57,9 +58,18 @@ func (c *CA) RenewalInfo(ctx context.Context, leaf *x509.Certificate) (Renewal, 
 		wait = defaultRecheck
 	}
 	return Renewal{
-		Start: start, End: end, Explanation: shorten(info.ExplanationURL, maxReason),
+		Start: start, End: end, Explanation: explanation(info.ExplanationURL),
 		RetryAfter: min(max(wait, minRecheck), maxRecheck),
 	}, nil
+}
+
+// explanation is text if it is a web page that a person can be shown.
+func explanation(text string) string {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || len(text) > maxReason {
+		return ""
+	}
+	return u.String()
 }
 
 // CertID is the name of a certificate in renewal information (RFC 9773 section

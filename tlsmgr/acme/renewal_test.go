@@ -45,7 +45,7 @@ func TestRenewalWindowIsTheCAs(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = l.RenewalInfo(t.Context(), got.leaf)
-	refused(t, err, acme.Unreachable, "instead of JSON")
+	refused(t, err, acme.ServerError, "instead of JSON")
 }
 
 func TestRevokedCertificateIsDueAtOnce(t *testing.T) {
