@@ -102,6 +102,7 @@ type CA struct {
 	Client     *http.Client   // does so too
 
 	front   *front
+	cert    *tls.Certificate // of the API
 	store   *db.MemoryStore
 	inner   http.Handler // Pebble
 	logs    *lineLog
@@ -155,7 +156,7 @@ func StartCA(o CAOptions) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.APICertPEM = certPEM
+	c.cert, c.APICertPEM = cert, certPEM
 	trust := x509.NewCertPool()
 	trust.AppendCertsFromPEM(certPEM)
 	c.Client = &http.Client{

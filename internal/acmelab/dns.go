@@ -133,16 +133,28 @@ func StartDNS(o DNSOptions) (*DNS, error) {
 		return nil, err
 	}
 	for _, srv := range d.servers {
-		d.run(srv)
+		d.run(srv, d.serve)
 	}
 	return d, nil
 }
 
+// also serves h at another address, until the caller shuts the servers down.
+func (d *DNS) also(h dns.HandlerFunc) (servers []*dns.Server, addr string, err error) {
+	other := &DNS{}
+	if err := other.listen([]string{"127.0.0.1"}, "0"); err != nil {
+		return nil, "", err
+	}
+	for _, srv := range other.servers {
+		d.run(srv, h)
+	}
+	return other.servers, other.Addr, nil
+}
+
 // run starts one server and waits until it answers: Shutdown fails on one that
 // has not started yet.
-func (d *DNS) run(srv *dns.Server) {
+func (d *DNS) run(srv *dns.Server, h dns.HandlerFunc) {
 	started := make(chan struct{})
-	srv.Handler = dns.HandlerFunc(d.serve)
+	srv.Handler = h
 	srv.TsigSecret = map[string]string{d.Key.Name: d.Key.Secret}
 	srv.MsgAcceptFunc = acceptUpdates
 	srv.NotifyStartedFunc = sync.OnceFunc(func() { close(started) })

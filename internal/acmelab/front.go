@@ -82,6 +82,10 @@ func (f *front) close() error {
 
 // cut ends the connection of a request without an answer.
 func cut(w http.ResponseWriter) {
+	if held, ok := w.(*heldAnswer); ok {
+		held.cut = true // by the tap, which has the connection
+		return
+	}
 	if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
 		_ = conn.Close()
 	}

@@ -72,3 +72,10 @@ func NewAzure(tb testing.TB, o AzureOptions) *Azure {
 	f, err := StartAzure(o)
 	return started(tb, f, err)
 }
+
+// NewTap is Lab.Tap for a test.
+func NewTap(tb testing.TB, l *Lab, o TapOptions) *Tap {
+	tb.Helper()
+	t, err := l.Tap(o)
+	return started(tb, t, err)
+}
