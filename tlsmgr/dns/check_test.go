@@ -150,6 +150,34 @@ func TestCheckNamesALameServer(t *testing.T) {
 	wantStep(t, r, "name servers answer", StateFailed, "ns3.example.com (127.0.0.3:"+d.Port+"): TXT _acme-challenge.example.com: REFUSED", "does not serve this zone")
 }
 
+// Behind a split horizon the resolvers are all there is, and none of them is
+// authoritative.
+func TestCheckBelievesResolversWhenAuthoritativeIsOff(t *testing.T) {
+	t.Parallel()
+	d := lookup(t)
+	forwarder := serveDNS(t, func(w miekg.ResponseWriter, r *miekg.Msg) {
+		answer, err := miekg.Exchange(r, d.Addr)
+		if err != nil {
+			answer = new(miekg.Msg).SetRcode(r, miekg.RcodeServerFailure)
+		}
+		answer.Authoritative = false
+		_ = w.WriteMsg(answer)
+	})
+	providers := []*config.Provider{updates(t, d, "company")}
+	check := func(a config.Authoritative) *Report {
+		s := solver(t, d, Options{Resolvers: []string{forwarder}, Providers: providers, Authoritative: a})
+		return s.Check(t.Context(), "example.com", CheckOptions{Write: true})
+	}
+	r := check(config.Authoritative{Off: true})
+	wantStep(t, r, "delegation by the parent zone", StateSkipped, "authoritative: off")
+	wantStep(t, r, "name servers", StateOK, "the resolvers are asked instead: "+forwarder)
+	wantStep(t, r, "name servers answer", StateOK, forwarder+": TXT _acme-challenge.example.com: NXDOMAIN")
+	wantStep(t, r, "probe record is seen", StateOK, forwarder+": has it")
+	r = check(config.Authoritative{Servers: []string{forwarder}})
+	wantStep(t, r, "name servers", StateOK, "authoritative in the issuer names the servers: "+forwarder)
+	wantStep(t, r, "name servers answer", StateFailed, forwarder+": TXT _acme-challenge.example.com: NXDOMAIN, not authoritative")
+}
+
 func TestCheckNamesASilentServer(t *testing.T) {
 	t.Parallel()
 	d := lookup(t)

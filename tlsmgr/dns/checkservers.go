@@ -110,10 +110,11 @@ func (c *check) nameServers(ctx context.Context) {
 			return
 		}
 		c.servers = servers
+		var all []string
 		for _, ns := range servers {
-			why += ": " + strings.Join(ns.addresses, " ")
+			all = append(all, ns.addresses...)
 		}
-		c.add(title, StateOK, why)
+		c.add(title, StateOK, why+": "+strings.Join(all, " "))
 		return
 	}
 	if c.zone == "" {
