@@ -253,6 +253,24 @@ func TestDamagedObjectsCanBeReplaced(t *testing.T) {
 	}
 }
 
+func TestObjectsSealedTwiceAreDamaged(t *testing.T) {
+	v, key := open(t, "file://"+t.TempDir(), "a"), vault.BudgetKey("ca")
+	once, err := ring(t, "a").Seal(key, []byte(`{"format":1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	twice, err := ring(t, "a").Seal(key, once)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, content := range map[error][]byte{nil: once, vault.ErrDamaged: twice} {
+		put(t, v, key, content)
+		if _, _, err := vault.Load[vault.Budget](t.Context(), v, "ca"); !errors.Is(err, want) {
+			t.Errorf("got %v, want %v", err, want)
+		}
+	}
+}
+
 func TestObjectsAreNotSavedUnderAnotherName(t *testing.T) {
 	v := open(t, "file://"+t.TempDir())
 	if _, err := vault.Save(t.Context(), v, "b", &vault.Certificate{ID: "a"}, ""); err == nil || !strings.Contains(err.Error(), `holds certificate "a"`) {
