@@ -88,6 +88,8 @@ func (c *CA) fresh() *session {
 	return c.current
 }
 
+var errNoDirectory = errors.New("the answer is not an ACME directory")
+
 // fetch reads the directory.
 func (c *CA) fetch(ctx context.Context) (*session, error) {
 	var dir directory

@@ -111,7 +111,7 @@ func (o *Order) seen(url string) error {
 	}
 	o.URL, o.acmez.Location = url, url
 	o.Status, o.Expires, o.Profile = o.acmez.Status, o.acmez.Expires, o.acmez.Profile
-	o.Names = o.Names[:0]
+	o.Names = make([]string, 0, len(o.acmez.Identifiers)) // the old one is the caller's
 	for _, id := range o.acmez.Identifiers {
 		o.Names = append(o.Names, strings.ToLower(id.Value))
 	}
@@ -140,13 +140,15 @@ func (o *Order) look(ctx context.Context) (time.Duration, error) {
 	return wait, o.seen(url)
 }
 
-// Bounds of waiting for an order.
-const readyTimeout = 30 * time.Second // to become ready once every name is proven
+// readyTimeout is how long an order may take to become ready once every name is
+// proven.
+const readyTimeout = 30 * time.Second
 
 // Finalize asks for the certificate of csr, in DER, and waits until it is issued
 // (RFC 8555 section 7.4). Every name must have been proven. It may be repeated,
 // also by an heir and after any error: an order that is past this point is not
-// finalized again but waited for, so the key of the first csr must be kept.
+// finalized again but waited for, so the key of the first csr must be kept. One that
+// is invalid stays so; what it was for needs a new one.
 func (o *Order) Finalize(ctx context.Context, csr []byte) error {
 	if err := o.refresh(ctx); err != nil {
 		return err
@@ -168,11 +170,11 @@ func (o *Order) Finalize(ctx context.Context, csr []byte) error {
 	case acme.StatusInvalid:
 		return o.invalid()
 	case acme.StatusPending:
-		return &Error{Kind: BadRequest, text: "finalize the order: the CA has not seen proof of every name"}
+		return &Error{Kind: BadRequest, text: "finalize the order: the CA has not seen proof of every name (validate them first)"}
 	case acme.StatusProcessing:
 		return &Error{Kind: ServerError, text: fmt.Sprintf("finalize the order: the CA did not issue within %s (edge looks again)", pollTimeout)}
 	default:
-		return &Error{Kind: ServerError, text: "finalize the order: the CA says it is " + oneLine(o.Status)}
+		return &Error{Kind: ServerError, text: "finalize the order: the CA says it is " + oneLine(o.Status) + " (report it to the CA)"}
 	}
 }
 

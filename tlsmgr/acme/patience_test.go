@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,14 +22,18 @@ type script struct {
 	order      func() string // its status, and more fields
 	authz      string        // status of its only authorization
 	retryAfter string
-	looks      int
-	finalized  int
+
+	mu        sync.Mutex
+	looks     int
+	finalized int
 }
 
 const scripted = "https://script.test"
 
 // RoundTrip implements http.RoundTripper.
 func (s *script) RoundTrip(req *http.Request) (*http.Response, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	header := http.Header{"Content-Type": {"application/json"}, "Replay-Nonce": {"n"}}
 	status, body := http.StatusOK, ""
 	switch req.URL.Path {
@@ -130,6 +136,24 @@ func TestFinalizeWaitsAsLongAsTheCASays(t *testing.T) {
 		}
 		if took := time.Since(began); took != 21*time.Second || s.finalized != 1 || o.Status != "valid" {
 			t.Errorf("%s after %v and %d times, want valid after 21s, once", o.Status, took, s.finalized)
+		}
+	})
+}
+
+func TestManyVerdictsShareOneTimeout(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{t: t, order: func() string { return `"pending"` }, authz: "pending"}
+		o := s.open(t)
+		proofs, err := o.Proofs(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		err = o.Validate(t.Context(), slices.Repeat(proofs, 30), config.DNS01)
+		refused(t, err, acme.ServerError, "did not decide")
+		if took := time.Since(began); took != 5*time.Minute {
+			t.Errorf("30 names took %v, want 5m", took)
 		}
 	})
 }

@@ -34,8 +34,10 @@ func StagingOf(directory string) string {
 
 // QuotasOf is the quotas of issuer c with the preset of its CA for each that is
 // not set. Let's Encrypt's are its limits (https://letsencrypt.org/docs/rate-limits/),
-// so that it never has to refuse. Other CAs publish none, or none that one could
-// count, and Let's Encrypt's staging has far higher ones: there the preset only
+// so that it never has to refuse. Those of other CAs depend on a contract or a
+// project (https://cloud.google.com/certificate-manager/docs/quotas), and Let's
+// Encrypt's staging has far higher ones
+// (https://letsencrypt.org/docs/staging-environment/): there the preset only
 // stops a runaway.
 func QuotasOf(c *config.Issuer) config.Quotas {
 	const hour, week = time.Hour, 7 * 24 * time.Hour

@@ -173,7 +173,8 @@ func (o *Order) Validate(ctx context.Context, proofs []Proof, kind config.Challe
 	}
 	errs := make([]error, len(proofs))
 	o.each(proofs, errs, func(p Proof) error { return o.initiate(ctx, p, kind) })
-	o.each(proofs, errs, func(p Proof) error { return o.verdict(ctx, p) })
+	until := time.Now().Add(pollTimeout) // for all of them together
+	o.each(proofs, errs, func(p Proof) error { return o.verdict(ctx, p, until) })
 	return o.verdicts(proofs, errs)
 }
 
@@ -236,8 +237,8 @@ type refusedError struct{ problem acme.Problem }
 func (e *refusedError) Error() string { return reasonOf(e.problem) }
 
 // verdict waits for the CA's.
-func (o *Order) verdict(ctx context.Context, p Proof) error {
-	err := poll(ctx, pollTimeout, func(ctx context.Context) (bool, time.Duration, error) {
+func (o *Order) verdict(ctx context.Context, p Proof, until time.Time) error {
+	err := poll(ctx, time.Until(until), func(ctx context.Context) (bool, time.Duration, error) {
 		authz, wait, err := o.authorization(ctx, p.authz.Location)
 		switch {
 		case err != nil:
