@@ -3,7 +3,6 @@ package acmelab
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -17,7 +16,7 @@ const (
 	AzureSubscription = "66666666-7777-8888-9999-000000000000"
 	AzureGroup        = "lab-group"
 	AzureClientID     = "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"
-	AzureClientSecret = "lab~secret0123456789abcdefghijklmnop" //nolint:gosec // G101: of a fake
+	AzureClientSecret = "lab~secret0123456789abcdefghijklmnop"
 )
 
 const (
@@ -176,8 +175,8 @@ func (f *Azure) op(name string, h func(w http.ResponseWriter, r *http.Request, z
 		err := knownQuery(r.URL.Query(), "api-version")
 		switch {
 		case failed != nil:
-			maps.Copy(w.Header(), failed.Header)
-			azureFail(w, failed.StatusCode, failed.Header.Get("Code"), "acmelab was told to fail.")
+			failed.tell(w)
+			azureFail(w, failed.Status, failed.Code, "acmelab was told to fail.")
 		case r.Header.Get("Authorization") != "Bearer "+azureToken:
 			azureFail(w, http.StatusUnauthorized, "AuthenticationFailed", "Authentication failed.")
 		case err != nil || r.URL.Query().Get("api-version") != azureVersion:

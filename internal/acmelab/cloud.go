@@ -16,7 +16,7 @@ type gate struct {
 	mu       sync.Mutex
 	requests map[string]int
 	delay    time.Duration
-	fail     func(op string) *http.Response
+	fail     func(op string) *Refusal
 }
 
 // Requests counts requests by operation; refused ones are counted too.
@@ -33,17 +33,24 @@ func (g *gate) SetDelay(d time.Duration) {
 	g.delay = d
 }
 
-// SetFail installs fn, which is asked first about each operation: of a response
-// that is not nil the status and header are sent, with an error of the API's own
-// form whose code is that of the header "Code". nil removes it.
-func (g *gate) SetFail(fn func(op string) *http.Response) {
+// Refusal is how a fake is told to refuse a request.
+type Refusal struct {
+	Status     int
+	Code       string // of the API
+	RetryAfter string // in seconds; "" is not to say so
+}
+
+// SetFail installs fn, which is asked first about each operation; nil from it is
+// to go on. nil removes it.
+func (g *gate) SetFail(fn func(op string) *Refusal) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.fail = fn
 }
 
-// enter counts and delays a request. The response is what was told to fail.
-func (g *gate) enter(r *http.Request, op string) (failed *http.Response, ok bool) {
+// enter counts and delays a request. It returns what it was told to refuse, and
+// false when the client has gone.
+func (g *gate) enter(r *http.Request, op string) (refusal *Refusal, ok bool) {
 	g.mu.Lock()
 	if g.requests == nil {
 		g.requests = map[string]int{}
@@ -60,14 +67,11 @@ func (g *gate) enter(r *http.Request, op string) (failed *http.Response, ok bool
 	return nil, true
 }
 
-// Refusal is a response for SetFail: a status, a code of the API, and how many
-// seconds to wait before the next try ("" is not to say so).
-func Refusal(status int, code, retryAfter string) *http.Response {
-	r := &http.Response{StatusCode: status, Header: http.Header{"Code": {code}}}
-	if retryAfter != "" {
-		r.Header.Set("Retry-After", retryAfter)
+// tell writes how long to wait into the header of an answer.
+func (r *Refusal) tell(w http.ResponseWriter) {
+	if r.RetryAfter != "" {
+		w.Header().Set("Retry-After", r.RetryAfter)
 	}
-	return r
 }
 
 // elsewhere sends requests for hosts whose names are fixed in clients to a

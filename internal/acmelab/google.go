@@ -22,7 +22,7 @@ import (
 
 const (
 	googleHost      = "dns.googleapis.com"
-	googleTokenHost = "oauth2.googleapis.com"
+	googleTokenHost = "oauth2.googleapis.com" //nolint:gosec // G101: a host
 	googleAccount   = "edge@lab-project.iam.gserviceaccount.com"
 	googleToken     = "ya29.lab-token-0123456789abcdef" //nolint:gosec // G101: of a fake
 	googleQuota     = 1000                              // record sets in a change, and records in a set below it
@@ -84,8 +84,8 @@ type googleChange struct {
 	Deletions []googleSet `json:"deletions,omitempty"`
 }
 
-// googleRefusal is an error of the API.
-type googleRefusal struct {
+// googleError is an error of the API.
+type googleError struct {
 	status          int
 	reason, message string
 }
@@ -119,8 +119,8 @@ func StartGoogle(o GoogleOptions) (*Google, error) {
 	mux.HandleFunc("GET "+zones, f.op("managedZones.list", f.listZones, "dnsName", "maxResults", "pageToken"))
 	mux.HandleFunc("GET "+zones+"/{zone}/rrsets", f.op("resourceRecordSets.list", f.listSets, "name", "type", "maxResults", "pageToken"))
 	mux.HandleFunc("POST "+zones+"/{zone}/changes", f.op("changes.create", f.createChange, "clientOperationId"))
-	mux.HandleFunc("/", f.op("unknown", func(w http.ResponseWriter, r *http.Request) *googleRefusal {
-		return &googleRefusal{http.StatusNotFound, "notFound", "unknown " + r.Method + " " + r.URL.Path}
+	mux.HandleFunc("/", f.op("unknown", func(_ http.ResponseWriter, r *http.Request) *googleError {
+		return &googleError{http.StatusNotFound, "notFound", "unknown " + r.Method + " " + r.URL.Path}
 	}))
 	if f.front, err = serve(o.Addr, nil, mux); err != nil {
 		return nil, err
@@ -202,25 +202,25 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 }
 
 // op wraps a handler with what all operations have in common.
-func (f *Google) op(name string, h func(http.ResponseWriter, *http.Request) *googleRefusal, params ...string) http.HandlerFunc {
+func (f *Google) op(name string, h func(http.ResponseWriter, *http.Request) *googleError, params ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		failed, ok := f.enter(r, name)
 		if !ok {
 			return
 		}
-		var refusal *googleRefusal
+		var refusal *googleError
 		project := r.PathValue("project")
 		err := knownQuery(r.URL.Query(), append(params, "alt", "prettyPrint", "fields")...)
 		switch {
 		case failed != nil:
-			maps.Copy(w.Header(), failed.Header)
-			refusal = &googleRefusal{failed.StatusCode, failed.Header.Get("Code"), "acmelab was told to fail."}
+			failed.tell(w)
+			refusal = &googleError{failed.Status, failed.Code, "acmelab was told to fail."}
 		case r.Header.Get("Authorization") != "Bearer "+googleToken:
-			refusal = &googleRefusal{http.StatusUnauthorized, "authError", "Request had invalid authentication credentials."}
+			refusal = &googleError{http.StatusUnauthorized, "authError", "Request had invalid authentication credentials."}
 		case project != "" && project != GoogleProject:
-			refusal = &googleRefusal{http.StatusForbidden, "forbidden", "Forbidden"}
+			refusal = &googleError{http.StatusForbidden, "forbidden", "Forbidden"}
 		case err != nil:
-			refusal = &googleRefusal{http.StatusBadRequest, "invalidParameter", err.Error()}
+			refusal = &googleError{http.StatusBadRequest, "invalidParameter", err.Error()}
 		default:
 			refusal = h(w, r)
 		}
@@ -244,7 +244,7 @@ func managedZone(zone string) string {
 	return "lab-" + strings.ReplaceAll(strings.TrimSuffix(zone, "."), ".", "-")
 }
 
-func (f *Google) listZones(w http.ResponseWriter, r *http.Request) *googleRefusal {
+func (f *Google) listZones(w http.ResponseWriter, r *http.Request) *googleError {
 	zones := []map[string]any{}
 	for i, zone := range f.dns.Zones() {
 		if want := r.URL.Query().Get("dnsName"); want != "" && want != zone {
@@ -266,23 +266,23 @@ func (f *Google) listZones(w http.ResponseWriter, r *http.Request) *googleRefusa
 }
 
 // zone finds the zone of a request.
-func (f *Google) zone(r *http.Request) (string, *googleRefusal) {
+func (f *Google) zone(r *http.Request) (string, *googleError) {
 	for _, zone := range f.dns.Zones() {
 		if managedZone(zone) == r.PathValue("zone") {
 			return zone, nil
 		}
 	}
-	return "", &googleRefusal{http.StatusNotFound, "notFound", "The 'parameters.managedZone' resource named '" + r.PathValue("zone") + "' does not exist."}
+	return "", &googleError{http.StatusNotFound, "notFound", "The 'parameters.managedZone' resource named '" + r.PathValue("zone") + "' does not exist."}
 }
 
-func (f *Google) listSets(w http.ResponseWriter, r *http.Request) *googleRefusal {
+func (f *Google) listSets(w http.ResponseWriter, r *http.Request) *googleError {
 	zone, refusal := f.zone(r)
 	if refusal != nil {
 		return refusal
 	}
 	q := r.URL.Query()
 	if q.Get("type") != "" && q.Get("name") == "" {
-		return &googleRefusal{http.StatusBadRequest, "invalidParameter", "type is only allowed with name"}
+		return &googleError{http.StatusBadRequest, "invalidParameter", "type is only allowed with name"}
 	}
 	found := []googleSet{}
 	f.mu.Lock()
@@ -298,26 +298,26 @@ func (f *Google) listSets(w http.ResponseWriter, r *http.Request) *googleRefusal
 	return nil
 }
 
-func (f *Google) createChange(w http.ResponseWriter, r *http.Request) *googleRefusal {
+func (f *Google) createChange(w http.ResponseWriter, r *http.Request) *googleError {
 	zone, refusal := f.zone(r)
 	if refusal != nil {
 		return refusal
 	}
 	var change googleChange
 	if err := strictJSON(w, r, &change); err != nil {
-		return &googleRefusal{http.StatusBadRequest, "parseError", "Invalid JSON payload received: " + err.Error()}
+		return &googleError{http.StatusBadRequest, "parseError", "Invalid JSON payload received: " + err.Error()}
 	}
 	if len(change.Additions)+len(change.Deletions) == 0 {
-		return &googleRefusal{http.StatusBadRequest, "required", "The 'entity.change' parameter is required but was missing."}
+		return &googleError{http.StatusBadRequest, "required", "The 'entity.change' parameter is required but was missing."}
 	}
 	if len(change.Additions) > googleQuota || len(change.Deletions) > googleQuota {
-		return &googleRefusal{http.StatusForbidden, "quotaExceeded", "The change would exceed quota for additions per change."}
+		return &googleError{http.StatusForbidden, "quotaExceeded", "The change would exceed quota for additions per change."}
 	}
 	if err := f.apply(zone, change, false); err != nil {
-		if refusal, ok := errors.AsType[*googleRefusal](err); ok {
+		if refusal, ok := errors.AsType[*googleError](err); ok {
 			return refusal
 		}
-		return &googleRefusal{http.StatusInternalServerError, "backendError", err.Error()}
+		return &googleError{http.StatusInternalServerError, "backendError", err.Error()}
 	}
 	f.mu.Lock()
 	f.changes++
@@ -328,7 +328,7 @@ func (f *Google) createChange(w http.ResponseWriter, r *http.Request) *googleRef
 	return nil
 }
 
-func (r *googleRefusal) Error() string { return r.message }
+func (r *googleError) Error() string { return r.message }
 
 // apply makes a change, all of it or nothing. force replaces what is there.
 func (f *Google) apply(zone string, change googleChange, force bool) error {
@@ -340,21 +340,21 @@ func (f *Google) apply(zone string, change googleChange, force bool) error {
 		old, ok := next[setKey{set.Name, set.Type}]
 		switch {
 		case set.invalid(zone) != "":
-			return &googleRefusal{http.StatusBadRequest, "invalid", "Invalid value for '" + where + set.invalid(zone)}
+			return &googleError{http.StatusBadRequest, "invalid", "Invalid value for '" + where + set.invalid(zone)}
 		case !ok:
-			return &googleRefusal{http.StatusNotFound, "notFound", "The '" + where + "' resource named '" + set.Name + " (" + set.Type + ")' does not exist."}
+			return &googleError{http.StatusNotFound, "notFound", "The '" + where + "' resource named '" + set.Name + " (" + set.Type + ")' does not exist."}
 		case *old.TTL != *set.TTL || !slices.Equal(slices.Sorted(slices.Values(old.Data)), slices.Sorted(slices.Values(set.Data))):
-			return &googleRefusal{http.StatusPreconditionFailed, "conditionNotMet", "Precondition not met for '" + where + "'"}
+			return &googleError{http.StatusPreconditionFailed, "conditionNotMet", "Precondition not met for '" + where + "'"}
 		}
 		delete(next, setKey{set.Name, set.Type})
 	}
 	for i, set := range change.Additions {
 		where := fmt.Sprintf("entity.change.additions[%d]", i)
 		if text := set.invalid(zone); text != "" {
-			return &googleRefusal{http.StatusBadRequest, "invalid", "Invalid value for '" + where + text}
+			return &googleError{http.StatusBadRequest, "invalid", "Invalid value for '" + where + text}
 		}
 		if _, ok := next[setKey{set.Name, set.Type}]; ok && !force {
-			return &googleRefusal{http.StatusConflict, "alreadyExists", "The resource '" + where + "' named '" + set.Name + " (" + set.Type + ")' already exists"}
+			return &googleError{http.StatusConflict, "alreadyExists", "The resource '" + where + "' named '" + set.Name + " (" + set.Type + ")' already exists"}
 		}
 		next[setKey{set.Name, set.Type}] = set
 	}

@@ -68,7 +68,7 @@ func TestAzureRefusalsAreExplainedWithoutTheSecret(t *testing.T) {
 		{503, "ServiceUnavailable", "0", []string{"Azure is in trouble"}},
 		{400, "BadRequest", "", []string{"HTTP 400 BadRequest: acmelab was told to fail"}},
 	} {
-		f.SetFail(refuseOp("put", acmelab.Refusal(c.status, c.code, c.wait)))
+		f.SetFail(refuseOp("put", &acmelab.Refusal{Status: c.status, Code: c.code, RetryAfter: c.wait}))
 		try(azureOptions(t, f), c.want...)
 	}
 	f.SetFail(nil)
@@ -118,10 +118,10 @@ func TestAzureNamesThatWouldChangeTheURLAreRefused(t *testing.T) {
 func TestAzureSettingsThatAreMissingAreRefusedByNew(t *testing.T) {
 	t.Parallel()
 	for want, c := range map[string]config.AzureDNS{
-		"subscription_id is empty":     {ResourceGroup: "g"},
-		"resource_group is empty":      {SubscriptionID: "s"},
+		"subscription_id is empty":      {ResourceGroup: "g"},
+		"resource_group is empty":       {SubscriptionID: "s"},
 		"needs tenant_id and client_id": {SubscriptionID: "s", ResourceGroup: "g", ClientSecret: secret(t, "x")},
-		"EDGE_TEST_UNSET":              {SubscriptionID: "s", ResourceGroup: "g", ClientSecret: config.Secret{Ref: "env:EDGE_TEST_UNSET"}},
+		"EDGE_TEST_UNSET":               {SubscriptionID: "s", ResourceGroup: "g", ClientSecret: config.Secret{Ref: "env:EDGE_TEST_UNSET"}},
 	} {
 		_, err := New(Options{Providers: []*config.Provider{{Name: "az", Azure: &c}}})
 		wantError(t, err, "DNS provider az: azure", want)

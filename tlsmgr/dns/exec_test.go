@@ -89,8 +89,8 @@ func TestProgramThatFailsIsShownByItsFirstLine(t *testing.T) {
 	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
 	for text, want := range map[string][]string{
 		"echo out; echo >&2; echo 'no such zone' >&2; echo more >&2; exit 3": {"exit status 3: no such zone"},
-		"exit 4":     {"exit status 4", "wrote nothing to its standard error"},
-		"kill -9 $$": {"signal: killed"},
+		"exit 4":                             {"exit status 4", "wrote nothing to its standard error"},
+		"kill -9 $$":                         {"signal: killed"},
 		"yes | head -c 3000000 >&2; exit 5":  {"exit status 5: y"},
 		"printf 'red \\033[31m' >&2; exit 6": {"exit status 6: red [31m"},
 	} {

@@ -54,7 +54,7 @@ func TestGoogleRefusalsAreExplainedWithoutTheKey(t *testing.T) {
 		"trouble":  {503, "backendError", "0", "changes.create", []string{"Google Cloud DNS is in trouble", "status.cloud.google.com"}},
 		"bad":      {400, "invalid", "", "changes.create", []string{"HTTP 400 invalid: acmelab was told to fail"}},
 	} {
-		f.SetFail(refuseOp(c.op, acmelab.Refusal(c.status, c.code, c.wait)))
+		f.SetFail(refuseOp(c.op, &acmelab.Refusal{Status: c.status, Code: c.code, RetryAfter: c.wait}))
 		_, err := solver(t, d, googleOptions(t, f)).Present(t.Context(), []Record{{challenge, "v"}})
 		wantError(t, err, append(c.want, "provider cloud (googleclouddns)", "zone example.test")...)
 		if err != nil && strings.Contains(err.Error(), key) {

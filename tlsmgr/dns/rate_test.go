@@ -92,7 +92,9 @@ func busyUntil(n int32, status int, header http.Header, sent *atomic.Int32) HTTP
 
 func TestBusyAPIIsAskedAgainWhenItSays(t *testing.T) {
 	t.Parallel()
-	inTenSeconds := func() http.Header { return http.Header{"Retry-After": {time.Now().Add(10 * time.Second).UTC().Format(http.TimeFormat)}} }
+	inTenSeconds := func() http.Header {
+		return http.Header{"Retry-After": {time.Now().Add(10 * time.Second).UTC().Format(http.TimeFormat)}}
+	}
 	for name, c := range map[string]struct {
 		busy   int32
 		status int
@@ -151,9 +153,9 @@ func TestOneRequestThatIsRefusedQuietsAllOthers(t *testing.T) {
 func TestThrottledProvidersSucceedInTheEnd(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Int32
-	fail := func(string) *http.Response {
+	fail := func(string) *acmelab.Refusal {
 		if asked.Add(1)%3 == 0 {
-			return acmelab.Refusal(http.StatusTooManyRequests, "TooManyRequests", "0")
+			return &acmelab.Refusal{Status: http.StatusTooManyRequests, Code: "TooManyRequests", RetryAfter: "0"}
 		}
 		return nil
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -36,11 +35,13 @@ type cloudLab struct {
 func clouds() map[string]func(*testing.T) cloudLab {
 	return map[string]func(*testing.T) cloudLab{
 		"route53": func(t *testing.T) cloudLab {
+			t.Helper()
 			f, d := startRoute53(t, acmelab.Route53Options{})
 			return cloudLab{
 				dns: d, requests: f.Requests, setDelay: f.SetDelay,
 				options: Options{Providers: []*config.Provider{{Name: "cloud", Rate: 10_000, Route53: &config.Route53{}}}},
 				put: func(t *testing.T, name string, values ...string) {
+					t.Helper()
 					var quoted []string
 					for _, v := range values {
 						quoted = append(quoted, `"`+v+`"`)
@@ -50,6 +51,7 @@ func clouds() map[string]func(*testing.T) cloudLab {
 			}
 		},
 		"cloudflare": func(t *testing.T) cloudLab {
+			t.Helper()
 			f, d := startCloudflare(t)
 			return cloudLab{
 				dns: d, requests: f.Requests, setDelay: f.SetDelay,
@@ -59,10 +61,12 @@ func clouds() map[string]func(*testing.T) cloudLab {
 			}
 		},
 		"google": func(t *testing.T) cloudLab {
+			t.Helper()
 			f, d := startGoogle(t, acmelab.GoogleOptions{})
 			return cloudLab{
 				dns: d, requests: f.Requests, setDelay: f.SetDelay, options: googleOptions(t, f),
 				put: func(t *testing.T, name string, values ...string) {
+					t.Helper()
 					var quoted []string
 					for _, v := range values {
 						quoted = append(quoted, `"`+v+`"`)
@@ -74,10 +78,12 @@ func clouds() map[string]func(*testing.T) cloudLab {
 			}
 		},
 		"azure": func(t *testing.T) cloudLab {
+			t.Helper()
 			f, d := startAzure(t)
 			return cloudLab{
 				dns: d, requests: f.Requests, setDelay: f.SetDelay, options: azureOptions(t, f),
 				put: func(t *testing.T, name string, values ...string) {
+					t.Helper()
 					if err := f.Put(name, 300, values...); err != nil {
 						t.Fatal(err)
 					}
@@ -413,10 +419,10 @@ func TestSetsKeepOrderAndDropTwins(t *testing.T) {
 	}
 }
 
-func refuseOp(name string, resp *http.Response) func(string) *http.Response {
-	return func(op string) *http.Response {
+func refuseOp(name string, refusal *acmelab.Refusal) func(string) *acmelab.Refusal {
+	return func(op string) *acmelab.Refusal {
 		if op == name || name == "" {
-			return resp
+			return refusal
 		}
 		return nil
 	}
