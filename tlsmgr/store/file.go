@@ -47,7 +47,7 @@ type fileDriver struct {
 	turn chan struct{} // the guard among goroutines, so that they need not poll
 
 	mu   sync.Mutex
-	root *os.Root // opened at first use
+	root *tree // opened at first use
 }
 
 func openFile(u *url.URL) (driver, string, error) {
@@ -64,7 +64,7 @@ func openFile(u *url.URL) (driver, string, error) {
 }
 
 // open returns the root directory, made when it is missing.
-func (d *fileDriver) open(ctx context.Context) (*os.Root, error) {
+func (d *fileDriver) open(ctx context.Context) (*tree, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -73,14 +73,15 @@ func (d *fileDriver) open(ctx context.Context) (*os.Root, error) {
 	if d.root != nil {
 		return d.root, nil
 	}
-	err := os.MkdirAll(d.dir, dirMode)
-	if err == nil {
-		d.root, err = os.OpenRoot(d.dir)
-	}
+	root, err := makeTree(d.dir)
 	if missing(err) {
 		return nil, &fault{message: fmt.Sprintf("directory %s cannot be made", d.dir), hint: "is a parent of it a file?"}
 	}
-	return d.root, d.explain(err)
+	if err != nil {
+		return nil, d.explain(err)
+	}
+	d.root = root
+	return root, nil
 }
 
 func (d *fileDriver) close() error {
@@ -107,7 +108,7 @@ func (d *fileDriver) get(ctx context.Context, key string) ([]byte, Version, erro
 	return value, digest(value), nil
 }
 
-func read(root *os.Root, key string) ([]byte, error) {
+func read(root *tree, key string) ([]byte, error) {
 	if info, err := root.Lstat(key); err != nil {
 		return nil, err
 	} else if !info.Mode().IsRegular() {
@@ -147,7 +148,7 @@ func (d *fileDriver) put(ctx context.Context, key string, value []byte, cond con
 }
 
 // holds returns ErrConflict when cond is not met.
-func holds(root *os.Root, key string, cond condition) error {
+func holds(root *tree, key string, cond condition) error {
 	if cond == (condition{}) {
 		return nil
 	}
@@ -168,11 +169,11 @@ func holds(root *os.Root, key string, cond condition) error {
 
 // replace makes value the content of key for good: when it returns nil, a
 // power failure does not undo it.
-func replace(root *os.Root, key string, value []byte) error {
+func replace(root *tree, key string, value []byte) error {
 	if err := root.Remove(incomingFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := root.OpenFile(incomingFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	f, err := root.create(incomingFile, os.O_WRONLY)
 	if err != nil {
 		return err
 	}
@@ -187,14 +188,11 @@ func replace(root *os.Root, key string, value []byte) error {
 	return err
 }
 
-func rename(root *os.Root, key string) error {
+func rename(root *tree, key string) error {
 	dir := path.Dir(key)
 	_, err := root.Lstat(dir)
 	fresh := errors.Is(err, fs.ErrNotExist)
-	if err := root.MkdirAll(dir, dirMode); err != nil {
-		if errors.Is(err, fs.ErrExist) { // but is a file
-			return syscall.ENOTDIR
-		}
+	if err := root.mkdirAll(dir); err != nil {
 		return err
 	}
 	if err := root.Rename(incomingFile, key); err != nil {
@@ -211,7 +209,7 @@ func rename(root *os.Root, key string) error {
 	}
 }
 
-func syncDir(root *os.Root, dir string) error {
+func syncDir(root *tree, dir string) error {
 	f, err := root.Open(dir)
 	if err != nil {
 		return err
@@ -250,7 +248,7 @@ func (d *fileDriver) remove(ctx context.Context, key string, match Version) erro
 
 // guard excludes every other writer, in this process and in others, until
 // unlock is called.
-func (d *fileDriver) guard(ctx context.Context) (_ *os.Root, unlock func(), err error) {
+func (d *fileDriver) guard(ctx context.Context) (_ *tree, unlock func(), err error) {
 	root, err := d.open(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -274,12 +272,18 @@ func (d *fileDriver) guard(ctx context.Context) (_ *os.Root, unlock func(), err 
 	return root, func() { _ = f.Close(); <-d.turn }, nil // closing unlocks
 }
 
-func lockGuard(ctx context.Context, root *os.Root) (*os.File, error) {
-	if err := root.Mkdir(private, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+func lockGuard(ctx context.Context, root *tree) (*os.File, error) {
+	if err := root.mkdir(private); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	for {
-		f, err := root.OpenFile(guardFile, os.O_RDWR|os.O_CREATE, fileMode)
+		f, err := root.create(guardFile, os.O_RDWR)
+		if errors.Is(err, fs.ErrExist) {
+			f, err = root.OpenFile(guardFile, os.O_RDWR, 0)
+			if errors.Is(err, fs.ErrNotExist) && ctx.Err() == nil {
+				continue // deleted in between
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -368,13 +372,13 @@ func (d *fileDriver) list(ctx context.Context, dir, _ string) (page, error) {
 
 // hasObject reports whether there is anything below a directory; one that a
 // crash left empty does not exist.
-func hasObject(ctx context.Context, root *os.Root, dir string) bool {
+func hasObject(ctx context.Context, root *tree, dir string) bool {
 	found := errors.New("found")
 	return errors.Is(walkDir(ctx, root, dir, func(fs.DirEntry, string) error { return found }), found)
 }
 
 // describe returns what ListVersions says about a file.
-func describe(root *os.Root, e fs.DirEntry, key string) (Object, error) {
+func describe(root *tree, e fs.DirEntry, key string) (Object, error) {
 	info, err := e.Info()
 	if err != nil {
 		return Object{}, err
@@ -394,7 +398,7 @@ func describe(root *os.Root, e fs.DirEntry, key string) (Object, error) {
 
 // walkDir calls visit for every object below dir and stops at its first error.
 // What vanishes meanwhile is left out, and so is what no key can name.
-func walkDir(ctx context.Context, root *os.Root, dir string, visit func(e fs.DirEntry, key string) error) error {
+func walkDir(ctx context.Context, root *tree, dir string, visit func(e fs.DirEntry, key string) error) error {
 	entries, err := readDir(root, dir)
 	if err != nil {
 		return err
@@ -419,7 +423,7 @@ func walkDir(ctx context.Context, root *os.Root, dir string, visit func(e fs.Dir
 	return nil
 }
 
-func readDir(root *os.Root, dir string) ([]fs.DirEntry, error) {
+func readDir(root *tree, dir string) ([]fs.DirEntry, error) {
 	dir = cmp.Or(dir, ".")
 	if info, err := root.Lstat(dir); err != nil {
 		return nil, err

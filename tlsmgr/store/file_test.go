@@ -122,6 +122,8 @@ func TestObjectAndDirectoryCannotShareAName(t *testing.T) {
 	}
 }
 
+const nobody = 65534
+
 // asNobody runs f without the rights of root.
 func asNobody(t *testing.T, f func()) {
 	t.Helper()
@@ -133,14 +135,99 @@ func asNobody(t *testing.T, f func()) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // and never unlocked: the thread ends with its rights
-		const nobody = 65534
-		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETFSUID, nobody, 0, 0); errno != 0 {
-			t.Errorf("setfsuid: %v", errno)
-			return
+		for _, call := range []uintptr{syscall.SYS_SETFSGID, syscall.SYS_SETFSUID} {
+			if _, _, errno := syscall.RawSyscall(call, nobody, 0, 0); errno != 0 {
+				t.Errorf("setfsuid: %v", errno)
+				return
+			}
 		}
 		f()
 	}()
 	<-done
+}
+
+func TestWhatRootWritesBelongsToTheOwnerOfTheDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	parent := t.TempDir()
+	for dir := parent; dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // nobody has to get there
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(parent, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{parent, filepath.Join(parent, "new", "store")} {
+		root := newStore(t, "file://"+dir, store.Options{})
+		if err := errors.Join(root.Store(t.Context(), "a/b/root", []byte("1")), root.Store(t.Context(), "top", nil)); err != nil {
+			t.Fatal(err)
+		}
+		l, err := root.Acquire(t.Context(), "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantOwner(t, dir, nobody)
+		service := newStore(t, "file://"+dir, store.Options{})
+		asNobody(t, func() {
+			if got, err := service.Load(t.Context(), "a/b/root"); err != nil || string(got) != "1" {
+				t.Errorf("the service reads %q, %v; want what root wrote", got, err)
+			}
+			if err := errors.Join(service.Store(t.Context(), "a/b/own", nil), service.Delete(t.Context(), "a"), service.Delete(t.Context(), "top")); err != nil {
+				t.Errorf("the service: %v", err)
+			}
+		})
+	}
+	own := t.TempDir()
+	if err := newStore(t, "file://"+own, store.Options{}).Store(t.Context(), "a/b", nil); err != nil {
+		t.Fatal(err)
+	}
+	wantOwner(t, own, 0)
+}
+
+// A guard that was there is not given away: it may be a link to another file.
+func TestRootGivesAwayOnlyWhatItMade(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "secret")
+	for _, err := range []error{
+		os.WriteFile(secret, nil, 0o600), os.Mkdir(filepath.Join(dir, ".edge"), 0o700),
+		os.Link(secret, filepath.Join(dir, ".edge", "guard")), os.Chown(dir, nobody, nobody),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := newStore(t, "file://"+dir, store.Options{}).Store(t.Context(), "key", nil); err != nil {
+		t.Fatal(err)
+	}
+	wantOwner(t, secret, 0)
+}
+
+func wantOwner(t *testing.T, root string, want uint32) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if s, ok := info.Sys().(*syscall.Stat_t); !ok || s.Uid != want || s.Gid != want {
+			t.Errorf("%s belongs to %d:%d, want %d", path, s.Uid, s.Gid, want)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestDirectoryWithoutPermissionIsExplained(t *testing.T) {

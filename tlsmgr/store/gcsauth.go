@@ -125,12 +125,18 @@ func (t *tokens) fetch() (any, error) {
 	return token, nil
 }
 
-// withoutBody drops the answer of a token server from err.
+// withoutBody drops the answer of a token server from err, but for its code
+// (RFC 6749, 5.2).
 func withoutBody(err error) error {
-	if r, ok := errors.AsType[*oauth2.RetrieveError](err); ok && r.Response != nil {
-		return fmt.Errorf("the token server answered %d %s", r.Response.StatusCode, oneLine(r.ErrorCode))
+	r, ok := errors.AsType[*oauth2.RetrieveError](err)
+	if !ok || r.Response == nil {
+		return err
 	}
-	return err
+	var answer struct {
+		Error string `json:"error"`
+	}
+	_ = json.Unmarshal(r.Body, &answer) // "" is an answer without a code
+	return fmt.Errorf("the token server answered %d %s", r.Response.StatusCode, oneLine(answer.Error))
 }
 
 // leaksTokens reports whether endpoint would be sent tokens in the clear,

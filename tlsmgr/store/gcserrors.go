@@ -21,7 +21,8 @@ const (
 // gcsError is an answer that is no success.
 type gcsError struct {
 	status int
-	text   string
+	text   string // of Google
+	plain  string // of whoever it was
 	reason string // of the first cause, https://cloud.google.com/storage/docs/json_api/v1/status-codes
 	after  time.Duration
 }
@@ -45,7 +46,7 @@ func readGCSError(resp *http.Response) *gcsError {
 		} `json:"error"`
 	}
 	if json.Unmarshal(body, &found) != nil || found.Error.Message == "" {
-		e.text = strings.TrimSpace(string(body))
+		e.plain = string(body)
 		return e
 	}
 	e.text = found.Error.Message
@@ -91,7 +92,7 @@ func (d *gcsDriver) explain(err error) error {
 
 func (d *gcsDriver) explainStatus(e *gcsError) fault {
 	switch {
-	case e.status == http.StatusNotFound && strings.Contains(e.text, "bucket does not exist"):
+	case e.status == http.StatusNotFound && strings.Contains(e.text+e.plain, "bucket does not exist"):
 		return fault{message: fmt.Sprintf("bucket %s does not exist", d.bucket), hint: "create it, or check the name in the storage URL"}
 	case e.status == http.StatusNotFound:
 		return fault{message: fs.ErrNotExist.Error(), cause: fs.ErrNotExist}
@@ -112,7 +113,8 @@ func (d *gcsDriver) explainStatus(e *gcsError) fault {
 	case e.status == http.StatusNotImplemented:
 		return fault{message: fmt.Sprintf("the server of bucket %s lacks a feature", d.bucket), hint: "edge needs ifGenerationMatch"}
 	}
-	return fault{message: fmt.Sprintf("bucket %s answered %d %s: %s", d.bucket, e.status, oneLine(e.reason), oneLine(e.text))}
+	// Not what is no answer of Google's: proxies quote requests.
+	return fault{message: fmt.Sprintf("bucket %s answered %d %s: %s", d.bucket, e.status, oneLine(e.reason), cmp.Or(oneLine(e.text), "not in Google's way"))}
 }
 
 func (d *gcsDriver) explainCredentials(err error) error {
