@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,11 +17,17 @@ import (
 // handshake, where it is the Conn of the tls.ClientHelloInfo.
 type client struct {
 	net.Conn
-	mark string // written by the handshake, before anything else can ask
+	mark    atomic.Pointer[string]
+	greeted atomic.Bool         // the handshake has succeeded, and a request or HTTP/2 has begun
+	closing atomic.Bool         // Close was called
+	part    func(f func()) bool // Server.part
 }
 
 // clients is a net.Listener of them.
-type clients struct{ net.Listener }
+type clients struct {
+	net.Listener
+	part func(f func()) bool
+}
 
 // Accept implements net.Listener.
 func (l clients) Accept() (net.Conn, error) {
@@ -27,7 +35,7 @@ func (l clients) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &client{Conn: c}, nil
+	return &client{Conn: c, part: l.part}, nil
 }
 
 // clientOf returns the client under a TLS connection, nil when there is none.
@@ -40,13 +48,64 @@ func clientOf(c net.Conn) *client {
 }
 
 // SetPolicy takes the mark of the policy (Options.Admits).
-func (c *client) SetPolicy(mark string) { c.mark = mark }
+func (c *client) SetPolicy(mark string) { c.mark.Store(&mark) }
 
+// policy is the mark, "" when there is none. c may be nil.
 func (c *client) policy() string {
-	if c == nil {
-		return ""
+	if c != nil {
+		if mark := c.mark.Load(); mark != nil {
+			return *mark
+		}
 	}
-	return c.mark
+	return ""
+}
+
+// greet notes that the handshake has succeeded. c may be nil.
+func (c *client) greet() {
+	if c != nil {
+		c.greeted.Store(true)
+	}
+}
+
+// How long, and how much, the rest of what a refused client sends is read.
+const (
+	partTime  = 500 * time.Millisecond
+	partBytes = 64 << 10
+)
+
+// Close implements net.Conn. A client that is refused in the handshake is to
+// read why. In TLS 1.3 it has sent its first request by then, and closing a
+// socket with unread bytes resets the connection, on which many systems throw
+// away what has come: so it is closed for writing, read for a moment, and
+// closed then.
+func (c *client) Close() error {
+	if c.policy() == "" || c.greeted.Load() || !c.closing.CompareAndSwap(false, true) {
+		return c.Conn.Close()
+	}
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return c.Conn.Close()
+	}
+	if !c.part(func() {
+		_ = c.SetReadDeadline(time.Now().Add(partTime))
+		_, _ = io.CopyN(io.Discard, c.Conn, partBytes)
+		_ = c.Conn.Close()
+	}) {
+		return c.Conn.Close()
+	}
+	return nil
+}
+
+// part runs f, the last moments of a connection, in a goroutine that Shutdown
+// waits for. It is false, and f does not run, when that has begun.
+func (s *Server) part(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return false
+	}
+	s.running.Go(f)
+	return true
 }
 
 // SetLinger is that of net.TCPConn.

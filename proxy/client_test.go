@@ -209,6 +209,50 @@ func (b *buffer) String() string {
 	return b.buf.String()
 }
 
+// until waits for a line of the log.
+func (b *buffer) until(t *testing.T, want string) string {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for ; time.Now().Before(deadline); <-tick.C {
+		for line := range strings.Lines(b.String()) {
+			if strings.Contains(line, want) {
+				return line
+			}
+		}
+	}
+	t.Fatalf("no line with %q in\n%s", want, b)
+	return ""
+}
+
+// In TLS 1.3 a client sends requests before it learns that it is refused.
+func TestRefusedClientThatWentOnSendingStillReadsWhy(t *testing.T) {
+	var log buffer
+	e, _ := startGuarded(t, nil, func(o *proxy.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	conn, err := tls.Dial("tcp", e.addr, clientTLS("a.example.com", http2.NextProtoTLS))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	_, _ = conn.Write(make([]byte, 10_000))
+	log.until(t, "peer="+conn.LocalAddr().String()) // it is refused, and closed
+	if _, err := conn.Write(make([]byte, 10_000)); err != nil {
+		t.Errorf("the connection was reset: %v", err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err == nil || err.Error() != "remote error: tls: certificate required" {
+		t.Errorf("got %v, want the alert", err)
+	}
+	begin := time.Now()
+	for err = nil; err == nil; _, err = conn.NetConn().Write(make([]byte, 1)) {
+		if time.Since(begin) > patience {
+			t.Fatal("the refused connection stays open")
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
 func TestClientsRefusedForTheirCertificatesAreLoggedWithinBounds(t *testing.T) {
 	var log buffer
 	e, _ := startGuarded(t, nil, func(o *proxy.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
@@ -235,29 +279,14 @@ func TestClientsRefusedForTheirCertificatesAreLoggedWithinBounds(t *testing.T) {
 		}
 		return conn.LocalAddr().String()
 	}
-	until := func(want string) string {
-		t.Helper()
-		deadline := time.Now().Add(patience)
-		tick := time.NewTicker(5 * time.Millisecond)
-		defer tick.Stop()
-		for ; time.Now().Before(deadline); <-tick.C {
-			for line := range strings.Lines(log.String()) {
-				if strings.Contains(line, want) {
-					return line
-				}
-			}
-		}
-		t.Fatalf("no line with %q in\n%s", want, log.String())
-		return ""
-	}
 	try("b.example.com", nil)
-	line := until("peer=" + try("a.example.com", nil))
+	line := log.until(t, "peer="+try("a.example.com", nil))
 	for _, want := range []string{"level=INFO", `msg="client refused in the handshake"`, "reason=client_certificate_missing", "listener=https", "server_name=a.example.com"} {
 		if !strings.Contains(line, want) {
 			t.Errorf("%q does not say %s", line, want)
 		}
 	}
-	line = until("peer=" + try("a.example.com", &expired))
+	line = log.until(t, "peer="+try("a.example.com", &expired))
 	for _, want := range []string{"reason=client_certificate_refused", "certificate has expired", "certificate=CN=callercaller"} {
 		if !strings.Contains(strings.ReplaceAll(line, `"`, ""), want) {
 			t.Errorf("%q does not say %s", line, want)

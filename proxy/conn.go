@@ -49,6 +49,7 @@ func connOf(r *http.Request) *exchange.Conn {
 		}
 		c.conn.TLS = true
 		c.conn.TLSState = r.TLS
+		c.client.greet()
 		c.conn.Policy = c.client.policy()
 		c.conn.ClientCertificate = exchange.VerifiedLeaf(r.TLS)
 		c.conn.ServerName = r.TLS.ServerName

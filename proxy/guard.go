@@ -36,6 +36,7 @@ func serveHTTP2(srv *http.Server) error {
 		return fmt.Errorf("configure http2: %w", err)
 	}
 	srv.TLSNextProto[http2.NextProtoTLS] = func(hs *http.Server, c *tls.Conn, h http.Handler) {
+		clientOf(c).greet()
 		opts := &http2.ServeConnOpts{Handler: h, BaseConfig: hs}
 		if b, ok := h.(interface{ BaseContext() context.Context }); ok { // how net/http hands the context on
 			opts.Context = b.BaseContext()
