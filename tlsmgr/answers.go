@@ -2,20 +2,11 @@ package tlsmgr
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
-	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -32,7 +23,6 @@ import (
 
 const (
 	answerPath    = "/.well-known/acme-challenge/" // RFC 8555 section 8.3
-	alpnProtocol  = "acme-tls/1"                   // RFC 8737
 	answerLife    = time.Hour                      // of an answer that nobody took back
 	answerTimeout = 5 * time.Second                // to look one up in the storage; CAs wait ten
 	maxToken      = 128                            // bytes; CAs send 43
@@ -217,7 +207,7 @@ func isToken(s string) bool {
 // alpn is the configuration for a handshake by which a CA validates TLS-ALPN-01
 // (RFC 8737): nil for every other one, and a refusal when there is no answer.
 func (m *Manager) alpn(hello *tls.ClientHelloInfo) *tls.Config {
-	if !slices.Equal(hello.SupportedProtos, []string{alpnProtocol}) {
+	if !slices.Equal(hello.SupportedProtos, []string{acme.ALPNProtocol}) {
 		return nil
 	}
 	name, ok := challengedName(hello.ServerName)
@@ -228,13 +218,13 @@ func (m *Manager) alpn(hello *tls.ClientHelloInfo) *tls.Config {
 	if text == "" {
 		return m.refuse
 	}
-	cert, err := alpnCertificate(name, text)
+	cert, err := acme.ALPNCertificate(name, text)
 	if err != nil {
 		m.log.LogAttrs(hello.Context(), slog.LevelWarn, "no certificate for the CA's validation", slog.Any("error", err))
 		return m.refuse
 	}
 	return &tls.Config{
-		MinVersion: tls.VersionTLS12, NextProtos: []string{alpnProtocol}, SessionTicketsDisabled: true, Certificates: []tls.Certificate{*cert},
+		MinVersion: tls.VersionTLS12, NextProtos: []string{acme.ALPNProtocol}, SessionTicketsDisabled: true, Certificates: []tls.Certificate{*cert},
 	}
 }
 
@@ -259,34 +249,4 @@ func challengedName(serverName string) (string, bool) {
 		return addr.String(), err == nil && fits
 	}
 	return name, true
-}
-
-// alpnCertificate holds the digest of the key authorization in a critical
-// extension (RFC 8737 section 3).
-func alpnCertificate(name, keyAuthorization string) (*tls.Certificate, error) {
-	sum := sha256.Sum256([]byte(keyAuthorization))
-	value, err := asn1.Marshal(sum[:])
-	if err != nil {
-		return nil, err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ACME challenge"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 31}, Critical: true, Value: value}},
-	}
-	if addr := net.ParseIP(name); addr != nil {
-		template.IPAddresses = []net.IP{addr}
-	} else {
-		template.DNSNames = []string{name}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
