@@ -134,3 +134,24 @@ func TestServerNamesOfValidationsStandForNamesAndAddresses(t *testing.T) {
 		}
 	}
 }
+
+func TestPersistentRecordProvesWithoutCredentials(t *testing.T) {
+	t.Parallel()
+	lab := acmelab.New(t, acmelab.Options{})
+	cfg := withoutDNS(t, lab, config.DNSPersist01, "a.example.test", "*.a.example.test")
+	m := start(t, cfg, nil)
+	e := m.until(t, "example.test", StepFailed)
+	_, rest, ok := strings.Cut(e.Detail, "publish ")
+	record, _, quoted := strings.Cut(rest, `")`)
+	if !ok || !quoted {
+		t.Fatalf("no record to publish in %q", e.Detail)
+	}
+	name, value, _ := strings.Cut(record, " TXT ")
+	if err := lab.DNS.Add(name + ` 1 IN TXT ` + value + `"`); err != nil {
+		t.Fatal(err)
+	}
+	m.until(t, "example.test", StepLoaded)
+	if _, updates := lab.DNS.Counts(); updates != 0 {
+		t.Errorf("%d DNS updates, want none", updates)
+	}
+}

@@ -19,6 +19,10 @@ import (
 // under a lease: there is one for all replicas.
 func (m *Manager) authority(ctx context.Context, v *vault.Vault, i *config.Issuer) (*ca.Authority, error) {
 	a, _, err := loadAuthority(ctx, v, i.Name)
+	if err == nil && a.RootDue(time.Now()) {
+		m.log.LogAttrs(ctx, slog.LevelWarn, "the root of the internal CA ends within a year; clients need its successor before",
+			slog.String("issuer", i.Name), slog.Time("ends", a.RootEnd()))
+	}
 	if err == nil && !a.Due(time.Now()) {
 		return a, nil
 	}
@@ -44,10 +48,6 @@ func (m *Manager) authority(ctx context.Context, v *vault.Vault, i *config.Issue
 	}
 	if err != nil {
 		return nil, err
-	}
-	if a.RootDue(now) {
-		m.log.LogAttrs(ctx, slog.LevelWarn, "the root of the internal CA ends within a year; clients need its successor before",
-			slog.String("issuer", i.Name), slog.Time("ends", a.RootEnd()))
 	}
 	record := &vault.Authority{Format: vault.Format, Issuer: i.Name}
 	record.RootChain, record.RootKey, record.Chain, record.Key = a.PEM()

@@ -10,6 +10,7 @@ import (
 
 	"edge/config"
 	"edge/tlsmgr/acme"
+	"edge/tlsmgr/dns"
 	"edge/tlsmgr/vault"
 )
 
@@ -113,6 +114,9 @@ func (o *order) resume(ctx context.Context) (err error) {
 // share at the CA is charged before.
 func (o *order) place(ctx context.Context) (err error) {
 	a := o.attempt()
+	if err := o.foresee(ctx); err != nil {
+		return err
+	}
 	if err := o.m.afford(ctx, o.vault, o.issuer, a); err != nil {
 		return err
 	}
@@ -139,6 +143,20 @@ func (o *order) place(ctx context.Context) (err error) {
 	}
 	o.say(ctx, StepOrder, "%d names: %s", len(a.Names), abridge(a.Names))
 	return nil
+}
+
+// foresee refuses an order that cannot be proven, where that shows without one:
+// the records of dns-persist-01 come by a person's hand.
+func (o *order) foresee(ctx context.Context) error {
+	if o.attempt().Challenge != config.DNSPersist01 {
+		return nil
+	}
+	meta, err := o.issuer.ca.Meta(ctx)
+	if err != nil || len(meta.CAAIdentities) == 0 {
+		return err // the challenges will say what the CA calls itself
+	}
+	want := dns.Persist{Names: o.attempt().Names, Issuers: meta.CAAIdentities, AccountURI: o.account.URL}
+	return o.issuer.solver.CheckPersist(ctx, want)
 }
 
 // authorize proves control of every name that the CA has not seen proof of.
