@@ -25,7 +25,7 @@ const (
 	apiParallel  = 8                // requests for different names under way at once
 	firstRest    = 500 * time.Millisecond
 	longestRest  = 30 * time.Second // that is waited at once; an API that wants more is told about
-	maxAPIAnswer = 1 << 20          // bytes of a response
+	maxAPIAnswer = 1 << 20          // bytes of a response, or of a request
 )
 
 // limit is what an API is known to allow one caller: so many requests a second,
@@ -140,11 +140,15 @@ func httpClient(hc HTTPClient) HTTPClient {
 // Do sends one request. A response that says "busy" is returned as it is when
 // there was no more time, or the API wants a longer rest than longestRest.
 func (c paced) Do(req *http.Request) (*http.Response, error) {
+	next, err := repeatable(req)
+	if err != nil {
+		return nil, err
+	}
 	for try := 1; ; try++ {
 		if err := c.pace.wait(req.Context(), 1); err != nil {
 			return nil, err
 		}
-		resp, err := c.next.Do(req)
+		resp, err := c.next.Do(next())
 		if err != nil || !isBusy(resp) || try == apiTries {
 			return resp, err
 		}
@@ -152,30 +156,32 @@ func (c paced) Do(req *http.Request) (*http.Response, error) {
 		if asked {
 			c.pace.hush(min(d, longestRest))
 		}
-		again, ok := copyRequest(req)
-		if d > longestRest || !ok || !c.pace.rest(req.Context(), d) {
+		if d > longestRest || !c.pace.rest(req.Context(), d) {
 			return resp, nil
 		}
 		_ = resp.Body.Close()
-		req = again
 	}
 }
 
-// copyRequest makes a request that can be sent once more.
-func copyRequest(req *http.Request) (*http.Request, bool) {
+// repeatable returns a function that makes the request anew for each try. The
+// body is copied: an API may answer before it has read it, so that the transport
+// still reads while the next try begins, and GetBody of azcore rewinds the one
+// reader that all tries would share.
+func repeatable(req *http.Request) (func() *http.Request, error) {
 	if req.Body == nil || req.Body == http.NoBody {
-		return req, true
+		return func() *http.Request { return req }, nil
 	}
-	if req.GetBody == nil {
-		return nil, false
-	}
-	body, err := req.GetBody()
+	body, err := io.ReadAll(io.LimitReader(req.Body, maxAPIAnswer))
+	_ = req.Body.Close()
 	if err != nil {
-		return nil, false
+		return nil, err
 	}
-	again := req.Clone(req.Context())
-	again.Body = body
-	return again, true
+	return func() *http.Request {
+		again := req.Clone(req.Context())
+		again.Body = io.NopCloser(bytes.NewReader(body))
+		again.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+		return again
+	}, nil
 }
 
 // isBusy tells a response that asks for patience. Google says so with 403 too.
