@@ -486,6 +486,37 @@ func TestSwappedClientCAIsSeen(t *testing.T) {
 	}
 }
 
+// A client of an address sends no server name, so what counts is where it
+// arrived.
+func TestAddressWithClientCertificatesIsNotReachedByTheDefaultOne(t *testing.T) {
+	d := newDoors(t, func(c *config.Config) {
+		c.Listeners["https"].DefaultCertificate = "file"
+		c.Routes = append(c.Routes, doorRoute("127.0.0.1", "/", c.Routes[1].TLS.ClientCA))
+	})
+	anybody, closed := d.listener("https").any.mark, markOf(d.Manager, "https", "closed.a.test")
+	if _, err := d.dial(t, "https", "", tls.VersionTLS13, nil, nil); err != nil {
+		t.Errorf("without a certificate for the address the default one serves: %v", err)
+	}
+	now := time.Now()
+	address := d.server.certificate(t, "address", config.P256, now.Add(-time.Hour), now.Add(time.Hour), "address.test")
+	address.names = append(address.names, "127.0.0.1")
+	d.index.Store(buildIndex([]candidate{{address, true}, {d.files["file"], true}}, []string{"127.0.0.1", "a.test"}, now))
+	if _, err := d.dial(t, "https", "", tls.VersionTLS13, nil, nil); err == nil || err.Error() != "remote error: tls: certificate required" {
+		t.Errorf("at the address without a certificate: %v", err)
+	}
+	if _, err := d.dial(t, "https", "", tls.VersionTLS13, d.clients.goodClient(t), nil); err != nil {
+		t.Errorf("at the address with one: %v", err)
+	}
+	for mark, want := range map[string]bool{anybody: false, closed: true} {
+		if got := d.Admits("https", mark, "", "127.0.0.1:8443"); got != want {
+			t.Errorf("the address on a connection under %q: admitted %v, want %v", mark, got, want)
+		}
+	}
+	if d.Admits("https", closed, "", "open.a.test") || !d.Admits("https", anybody, "", "open.a.test") {
+		t.Error("the default certificate's names follow the address")
+	}
+}
+
 // marked is a connection that wants to know its policy.
 type marked struct {
 	net.Conn
