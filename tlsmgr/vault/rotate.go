@@ -6,7 +6,17 @@ import (
 	"fmt"
 	"io/fs"
 	"sync/atomic"
+	"time"
+
+	"edge/tlsmgr/store"
 )
+
+// rotateWait is how long Rotate waits for whoever is at work on an object. An
+// order takes seconds to minutes; a lease without a holder lapses sooner.
+const rotateWait = 2 * time.Minute
+
+// errBusy is an object that others were at work on for all of rotateWait.
+var errBusy = fmt.Errorf("in use for %s, as while an order is under way (run it again later)", rotateWait)
 
 // stale reports whether an object that was sealed by this key, "" for none, is
 // to be sealed again.
@@ -15,8 +25,13 @@ func (k *Keyring) stale(sealedBy string) bool { return k != nil && sealedBy != k
 // Rotate seals again, with the first key, what is plain or sealed by another,
 // and returns how many objects it wrote. Content is kept as it is. It may run
 // while edge works, and be repeated: what is done stays done. Objects that
-// cannot be read are left alone and told in the error, after all others had
-// their turn. progress may be nil.
+// cannot be read, or are in use for long, are left alone and told in the error,
+// after all others had their turn. progress may be nil.
+//
+// It writes under the lease of each object (Kind.Lease). By Swap alone nothing
+// would be lost in the storage, but whoever is at work on the object would take
+// the new version for somebody else's work and drop its own: a certificate that
+// was just issued, for example.
 //
 // A key may be removed from the configuration when Rotate has run without an
 // error since every edge has the new one first.
@@ -49,10 +64,38 @@ func (v *Vault) Rotate(ctx context.Context, progress func(done, total int)) (n i
 }
 
 func (v *Vault) rotate(ctx context.Context, e entry) (wrote bool, err error) {
+	_, sealedBy, _, err := v.load(ctx, e)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // deleted meanwhile
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("%s: %w", e.Key, err)
+	case !v.keys.stale(sealedBy): // most are not: no lease for them
+		return false, nil
+	}
+	lease, err := v.wait(ctx, e)
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", e.Key, err)
+	}
+	defer func() { err = errors.Join(err, lease.Release(ctx)) }()
+	ctx, cancel := lease.Context(ctx)
+	defer cancel()
+	return v.reseal(ctx, e)
+}
+
+// wait acquires the lease of e.
+func (v *Vault) wait(ctx context.Context, e entry) (*store.Lease, error) {
+	bounded, cancel := context.WithTimeoutCause(ctx, rotateWait, errBusy)
+	defer cancel()
+	return v.store.Acquire(bounded, e.kind.Lease(e.id))
+}
+
+// reseal seals e again, whatever it holds now.
+func (v *Vault) reseal(ctx context.Context, e entry) (wrote bool, err error) {
 	err = again(ctx, func() error {
 		plain, sealedBy, version, err := v.load(ctx, e)
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // deleted meanwhile
+		case errors.Is(err, fs.ErrNotExist):
 			return nil
 		case err != nil:
 			return fmt.Errorf("%s: %w", e.Key, err)

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"edge/internal/acmelab"
@@ -102,7 +103,7 @@ func TestRotateDoesNotUndoAWriteInBetween(t *testing.T) {
 	renewed := certificate(t, "a", "a.test")
 	var once atomic.Bool
 	s3.SetFail(func(r *http.Request) int {
-		if r.Method == http.MethodPut && once.CompareAndSwap(false, true) {
+		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/certificates/a.json") && once.CompareAndSwap(false, true) {
 			if _, err := vault.Save(t.Context(), plain, "a", renewed, version); err != nil {
 				t.Error(err)
 			}
@@ -119,6 +120,78 @@ func TestRotateDoesNotUndoAWriteInBetween(t *testing.T) {
 	if !bytes.Contains(raw(t, v, vault.CertificateKey("a")), []byte(`"sealed"`)) {
 		t.Error("the renewal is not sealed")
 	}
+}
+
+// Who orders commits with the version read under the lease. If Rotate changed it
+// meanwhile, a certificate that was just issued would be dropped.
+func TestRotateKeepsItsHandsOffWhatIsLeased(t *testing.T) {
+	for name, rawURL := range eachStore(t) {
+		t.Run(name, func(t *testing.T) {
+			plain, v := open(t, rawURL), open(t, rawURL, "new")
+			version := save(t, plain, "a", certificate(t, "a", "a.test"))
+			lease, err := plain.Store().Acquire(t.Context(), vault.Certificates.Lease("a"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			save(t, plain, "b", certificate(t, "b", "b.test"))
+			done := make(chan error, 1)
+			first := make(chan struct{})
+			go func() {
+				_, err := v.Rotate(t.Context(), func(done, _ int) {
+					if done == 1 { // b is
+						close(first)
+					}
+				})
+				done <- err
+			}()
+			<-first
+			renewed := certificate(t, "a", "a.test")
+			if _, err := vault.Save(t.Context(), plain, "a", renewed, version); err != nil {
+				t.Errorf("the order could not commit: %v", err)
+			}
+			if err := lease.Release(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			got, _, err := vault.Load[vault.Certificate](t.Context(), v, "a")
+			if err != nil || got.Chain != renewed.Chain || !bytes.Contains(raw(t, v, vault.CertificateKey("a")), []byte(`"sealed"`)) {
+				t.Errorf("not renewed or not sealed: %v", err)
+			}
+		})
+	}
+}
+
+func TestRotateDoesNotWaitForEver(t *testing.T) {
+	dir := "file://" + t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		plain, v := open(t, dir), open(t, dir, "new")
+		save(t, plain, "a", certificate(t, "a", "a.test"))
+		save(t, plain, "b", certificate(t, "b", "b.test"))
+		before := raw(t, v, vault.CertificateKey("a"))
+		lease, err := plain.Store().Acquire(t.Context(), vault.Certificates.Lease("a"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		n, err := v.Rotate(t.Context(), nil)
+		if n != 1 || err == nil || !strings.Contains(err.Error(), "certificates/a.json: ") || !strings.Contains(err.Error(), "in use for 2m0s") {
+			t.Errorf("%d, %v", n, err)
+		}
+		if took := time.Since(start); took > 3*time.Minute {
+			t.Errorf("took %s", took)
+		}
+		if !bytes.Equal(raw(t, v, vault.CertificateKey("a")), before) {
+			t.Error("changed")
+		}
+		if err := lease.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if n, err := v.Rotate(t.Context(), nil); n != 1 || err != nil {
+			t.Errorf("afterwards: %d, %v", n, err)
+		}
+	})
 }
 
 // Two rotations that disagree which key is first write all the time.

@@ -174,13 +174,13 @@ func pairError(err error) error {
 }
 
 func (a Account) fits() error {
-	if _, err := parseKey(a.PrivateKey); err != nil {
-		return err
+	if a.NextKey != "" {
+		if _, err := parseKey(a.NextKey); err != nil {
+			return fmt.Errorf("next key: %w", err)
+		}
 	}
-	if a.Account.Location == "" {
-		return errors.New("has no account URL")
-	}
-	return nil
+	_, err := parseKey(a.PrivateKey)
+	return err // without a URL it is one that is being registered
 }
 
 func (o Order) fits() error {

@@ -120,9 +120,9 @@ func TestVerifyFindsWhatIsWrong(t *testing.T) {
 		add(vault.AuthorityKey(id), id)
 	}
 	a, id := account(t)
-	a.Account.Location = ""
+	a.NextKey = "x"
 	save(t, v, id, a)
-	add(vault.AccountKey(id), "mismatch: has no account URL")
+	add(vault.AccountKey(id), "mismatch: next key: private key is not PEM")
 
 	r, err := v.Verify(t.Context(), nil)
 	if err != nil {

@@ -127,7 +127,7 @@ func (r *round) add(err error) {
 
 // ofObject reports whether err is about one object, so that the storage works.
 func ofObject(err error) bool {
-	for _, e := range []error{ErrNewer, ErrNoKey, ErrDamaged, ErrDiffers, store.ErrConflict, store.ErrTooLarge, fs.ErrNotExist} {
+	for _, e := range []error{ErrNewer, ErrNoKey, ErrDamaged, ErrDiffers, errBusy, store.ErrConflict, store.ErrTooLarge, fs.ErrNotExist} {
 		if errors.Is(err, e) {
 			return true
 		}
