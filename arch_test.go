@@ -27,7 +27,7 @@ var layers = [][]string{
 	{"proxy/dialect"},
 	{"proxy/upstream", "tlsmgr/store", "tlsmgr/dns", "tlsmgr/acme", "tlsmgr/ca"},
 	{"tlsmgr/vault"},
-	{"proxy", "tlsmgr"},
+	{"proxy", "tlsmgr", "tlsmgr/transfer"},
 	{"admin"},
 	{"cmd/edge"},
 }
@@ -43,7 +43,7 @@ var walls = map[string][]string{
 	"go.yaml.in/yaml":                                       {"config"},
 	"github.com/mholt/acmez":                                {"tlsmgr", "tlsmgr/acme"},
 	"go.uber.org/zap":                                       {"tlsmgr", "tlsmgr/acme"},
-	"github.com/caddyserver/certmagic":                      {"tlsmgr", "tlsmgr/store", "tlsmgr/dns"},
+	"github.com/caddyserver/certmagic":                      {"tlsmgr", "tlsmgr/store", "tlsmgr/dns", "tlsmgr/transfer"},
 	"github.com/libdns":                                     {"tlsmgr/dns"},
 	"github.com/miekg/dns":                                  {"tlsmgr/dns"},
 	"github.com/aws/aws-sdk-go-v2":                          {"tlsmgr/store", "tlsmgr/dns"},
