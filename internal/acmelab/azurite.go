@@ -28,7 +28,7 @@ const (
 
 // Bounds of the process.
 const (
-	azuriteStart = 30 * time.Second
+	azuriteStart = 2 * time.Minute // seconds, but on a busy machine
 	azuriteStop  = 5 * time.Second
 )
 

@@ -19,7 +19,7 @@ const (
 type scripted struct {
 	front  *front
 	inner  http.Handler
-	label  func(*http.Request) string                              // of a request when it is counted
+	label  func(*http.Request) string                               // of a request when it is counted
 	refuse func(w http.ResponseWriter, r *http.Request, status int) // answers in the form of the server
 
 	mu       sync.Mutex

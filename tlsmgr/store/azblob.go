@@ -101,7 +101,13 @@ func (d *azureDriver) connect() (*container.Client, error) {
 }
 
 func (d *azureDriver) dial() (*container.Client, error) {
-	options := &container.ClientOptions{ClientOptions: d.options(countedClient{d.http})}
+	options := &container.ClientOptions{ClientOptions: azcore.ClientOptions{
+		Transport: countedClient{d.http},
+		Telemetry: policy.TelemetryOptions{ApplicationID: "edge"},
+		Retry: policy.RetryOptions{
+			MaxRetries: attempts - 1, TryTimeout: attemptTimeout, RetryDelay: minBackoff, MaxRetryDelay: maxBackoff,
+		},
+	}}
 	if text := os.Getenv(azureConnection); text != "" {
 		return d.dialConnection(text, options)
 	}
@@ -150,22 +156,13 @@ func (d *azureDriver) dialIdentity(target string, options *container.ClientOptio
 	if leaksTokens(target) || strings.HasPrefix(target, "http:") {
 		return nil, &fault{message: "a token would be sent unencrypted", hint: "use an https endpoint, or set " + azureKey}
 	}
-	chain, err := azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{ClientOptions: d.options(d.http)})
+	// Its retries are its own: the metadata server wants others.
+	chain, err := azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{ClientOptions: azcore.ClientOptions{Transport: d.http}})
 	if err != nil {
 		return nil, d.explain(&credentialsError{err})
 	}
 	client, err := container.NewClient(target, markedToken{chain}, options)
 	return client, d.explain(err)
-}
-
-func (d *azureDriver) options(transport policy.Transporter) azcore.ClientOptions {
-	return azcore.ClientOptions{
-		Transport: transport,
-		Telemetry: policy.TelemetryOptions{ApplicationID: "edge"},
-		Retry: policy.RetryOptions{
-			MaxRetries: attempts - 1, TryTimeout: attemptTimeout, RetryDelay: minBackoff, MaxRetryDelay: maxBackoff,
-		},
-	}
 }
 
 // markedToken lets explain recognise that there are no credentials.

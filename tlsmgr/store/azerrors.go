@@ -19,7 +19,7 @@ var azureHints = map[bloberror.Code]struct{ message, hint string }{
 	bloberror.ContainerDisabled:               {"container %s is disabled", "ask its owner"},
 	bloberror.ContainerBeingDeleted:           {"container %s is being deleted", "use another, or create it anew when it is gone"},
 	bloberror.AccountIsDisabled:               {"the account of container %s is disabled", "look at its subscription"},
-	bloberror.AuthorizationFailure:            {"access to container %s is denied", "does the account's firewall admit this machine, and is access by this means allowed?"},
+	bloberror.AuthorizationFailure:            {"access to container %s is denied", "does the account's firewall admit this machine, and are the credentials its own?"},
 	bloberror.AuthorizationPermissionMismatch: {"access to container %s is denied", "assign the role Storage Blob Data Contributor on it to edge's identity; that takes some minutes to work"},
 	bloberror.InsufficientAccountPermissions:  {"access to container %s is denied", "assign the role Storage Blob Data Contributor on it to edge's identity"},
 	bloberror.AuthenticationFailed:            {"the credentials for container %s are not accepted", "check account, " + azureKey + " or " + azureConnection + ", and this machine's clock"},

@@ -48,9 +48,13 @@ func environment() {
 		"AWS_PROFILE": "", "AWS_REGION": "", "AWS_DEFAULT_REGION": "", "AWS_ENDPOINT_URL": "", "AWS_ENDPOINT_URL_S3": "",
 		"STORAGE_EMULATOR_HOST": "", "GOOGLE_APPLICATION_CREDENTIALS": "", "CLOUDSDK_CONFIG": "/dev/null", "GCE_METADATA_HOST": "127.0.0.1:1",
 		"AZURE_STORAGE_ACCOUNT": "", "AZURE_STORAGE_CONNECTION_STRING": "", "AZURE_STORAGE_KEY": acmelab.AzuriteKey,
-		"AZURE_CLIENT_ID": "", "AZURE_TENANT_ID": "", "AZURE_CLIENT_SECRET": "", "AZURE_FEDERATED_TOKEN_FILE": "",
 	} {
 		if err := os.Setenv(name, value); err != nil {
+			panic(err)
+		}
+	}
+	for _, name := range []string{"AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE"} {
+		if err := os.Unsetenv(name); err != nil { // empty ones count as given
 			panic(err)
 		}
 	}
@@ -93,6 +97,8 @@ func child(job, rawURL string) error {
 			}
 		}
 		return nil
+	case "probe":
+		return s.Probe(ctx)
 	case "write": // until killed
 		for i := 0; ; i++ {
 			value := bytes.Repeat([]byte{byte('a' + i%26)}, 64<<10)
