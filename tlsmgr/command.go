@@ -98,9 +98,20 @@ func (m *Manager) preview(ctx context.Context, v *vault.Vault, st *state, b Bund
 // errOnlyLooking keeps a change from being written.
 var errOnlyLooking = errors.New("only looking")
 
+// CertificateError is what went wrong with one certificate, in one line.
+type CertificateError struct {
+	ID  string
+	Err error
+}
+
+func (e *CertificateError) Error() string { return e.ID + ": " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *CertificateError) Unwrap() error { return e.Err }
+
 // Obtain brings the certificates ids in order now, all of the plan when there
-// are none. With force they are ordered although nothing needs it. The error
-// joins one for each certificate that failed.
+// are none. With force they are ordered although nothing needs it. The error is
+// the storage's, or joins a CertificateError for each certificate that failed.
 func (m *Manager) Obtain(ctx context.Context, ids []string, force bool) error {
 	v := m.vaultInUse()
 	if v == nil {
@@ -124,12 +135,12 @@ func (m *Manager) Obtain(ctx context.Context, ids []string, force bool) error {
 	for n, id := range ids {
 		b := st.bundles[id]
 		if b == nil {
-			errs[n] = fmt.Errorf("no certificate %q (certificates: %s)", id, strings.Join(slices.Sorted(maps.Keys(st.bundles)), ", "))
+			errs[n] = &CertificateError{id, fmt.Errorf("no certificate %q (certificates: %s)", id, strings.Join(slices.Sorted(maps.Keys(st.bundles)), ", "))}
 			continue
 		}
 		work.Go(func() {
 			if err := m.obtainOne(ctx, v, st, b, force); err != nil {
-				errs[n] = fmt.Errorf("%s: %w", id, oneError(err))
+				errs[n] = &CertificateError{id, oneError(err)}
 			}
 		})
 	}

@@ -66,6 +66,10 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 }
 
+// Close closes the storage of a Manager that does not Run, as the command line
+// has one. It waits for nothing; call it when all other calls have returned.
+func (m *Manager) Close() { m.close() }
+
 func (m *Manager) close() {
 	v := m.vaultInUse()
 	if v == nil {
