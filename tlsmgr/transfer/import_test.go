@@ -327,10 +327,12 @@ func TestNothingNewerIsOverwritten(t *testing.T) {
 		}
 		return vault.New(v.Store(), vault.Options{Keys: keys})
 	}
-	raw := func(t *testing.T, v *vault.Vault, data string) {
-		t.Helper()
-		if _, err := v.Store().Swap(t.Context(), vault.CertificateKey("id"), []byte(data), ""); err != nil {
-			t.Fatal(err)
+	writes := func(data string) func(*testing.T, *vault.Vault) {
+		return func(t *testing.T, v *vault.Vault) {
+			t.Helper()
+			if _, err := v.Store().Swap(t.Context(), vault.CertificateKey("id"), []byte(data), ""); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	save := func(t *testing.T, v *vault.Vault, c *vault.Certificate) {
@@ -365,9 +367,9 @@ func TestNothingNewerIsOverwritten(t *testing.T) {
 			},
 			action: transfer.Imported,
 		},
-		"damaged":         {before: func(t *testing.T, v *vault.Vault) { raw(t, v, `{"format":1,"id":"id","chain":7}`) }, action: transfer.Imported},
-		"no chain":        {before: func(t *testing.T, v *vault.Vault) { save(t, v, &vault.Certificate{ID: "id"}) }, action: transfer.Imported},
-		"of a newer edge": {before: func(t *testing.T, v *vault.Vault) { raw(t, v, `{"format":2}`) }, action: transfer.Failed, reason: "written by a newer edge"},
+		"damaged":         {before: writes(`{"format":1,"id":"id","chain":7}`), action: transfer.Imported},
+		"no chain":        {before: writes(`{"format":1,"id":"id"}`), action: transfer.Imported},
+		"of a newer edge": {before: writes(`{"format":2}`), action: transfer.Failed, reason: "written by a newer edge"},
 		"sealed with another key": {
 			before: func(t *testing.T, v *vault.Vault) {
 				t.Helper()
