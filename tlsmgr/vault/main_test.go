@@ -48,7 +48,12 @@ func eachStore(t *testing.T) map[string]string {
 // openStore opens a store that ends with the test.
 func openStore(tb testing.TB, rawURL string) *store.Store {
 	tb.Helper()
-	s, err := store.Open(tb.Context(), rawURL, store.Options{Logger: slog.New(slog.DiscardHandler), LeaseTTL: 5 * time.Second})
+	return openStoreTTL(tb, rawURL, 5*time.Second)
+}
+
+func openStoreTTL(tb testing.TB, rawURL string, ttl time.Duration) *store.Store {
+	tb.Helper()
+	s, err := store.Open(tb.Context(), rawURL, store.Options{Logger: slog.New(slog.DiscardHandler), LeaseTTL: ttl})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -256,3 +256,26 @@ func TestRotateSkipsWhatIsDeletedMeanwhile(t *testing.T) {
 		t.Errorf("%d, %v", n, err)
 	}
 }
+
+// Objects in use say nothing about the storage: the others have their turn.
+func TestManyObjectsInUseDoNotStopRotate(t *testing.T) {
+	dir := "file://" + t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		const ttl = 10 * time.Minute // so that few polls and heartbeats happen
+		plain := vault.New(openStoreTTL(t, dir, ttl), vault.Options{})
+		v := vault.New(openStoreTTL(t, dir, ttl), vault.Options{Keys: ring(t, "new")})
+		for i := range 40 {
+			id := fmt.Sprintf("busy%02d", i)
+			save(t, plain, id, &vault.Order{ID: id})
+			lease, err := plain.Store().Acquire(t.Context(), vault.Orders.Lease(id))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = lease.Release(t.Context()) }()
+		}
+		save(t, plain, "free", &vault.Order{ID: "free"})
+		if n, err := v.Rotate(t.Context(), nil); n != 1 || err == nil || strings.Contains(err.Error(), "gave up") {
+			t.Errorf("%d, %v", n, err)
+		}
+	})
+}
