@@ -58,6 +58,7 @@ var walls = map[string][]string{
 	"golang.org/x/net/publicsuffix":                         {"hostname"},
 	"golang.org/x/net/idna":                                 {"hostname"},
 	"github.com/fsnotify/fsnotify":                          {"tlsmgr"},
+	"github.com/prometheus":                                 {"admin"},
 	"github.com/spf13/cobra":                                {"cmd/edge"},
 	"github.com/coreos/go-systemd":                          {"cmd/edge"},
 	"github.com/letsencrypt/pebble":                         {},
