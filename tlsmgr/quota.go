@@ -1,13 +1,11 @@
 package tlsmgr
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"maps"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -28,39 +26,14 @@ const (
 	maxSkew = time.Hour
 )
 
-// quotasFor are what edge allows itself at issuer i: what is configured, else
-// what the CA publishes. Let's Encrypt refills buckets
-// (https://letsencrypt.org/docs/rate-limits/,
-// https://letsencrypt.org/docs/staging-environment/); windows that slide allow
-// as much at once and less in the long run, so they are never refused. Others
-// publish nothing that could be counted.
-func quotasFor(i *config.Issuer) config.Quotas {
-	const week = 7 * 24 * time.Hour
-	var preset config.Quotas
-	u, err := url.Parse(i.Directory)
-	switch host := cmp.Or(u, &url.URL{}).Hostname(); {
-	case err != nil, host != "letsencrypt.org" && !strings.HasSuffix(host, ".letsencrypt.org"):
-	case strings.Contains(host, "staging"):
-		preset = config.Quotas{
-			Orders: config.Quota{Count: 1500, Per: 3 * time.Hour}, Domain: config.Quota{Count: 30_000, Per: week},
-			Duplicates: config.Quota{Count: 30_000, Per: week}, Failed: config.Quota{Count: 200, Per: time.Hour},
-		}
-	default:
-		preset = config.Quotas{
-			Orders: config.Quota{Count: 300, Per: 3 * time.Hour}, Domain: config.Quota{Count: 50, Per: week},
-			Duplicates: config.Quota{Count: 5, Per: week}, Failed: config.Quota{Count: 5, Per: time.Hour},
-		}
-	}
-	return config.Quotas{
-		Orders: cmp.Or(i.Quotas.Orders, preset.Orders), Domain: cmp.Or(i.Quotas.Domain, preset.Domain),
-		Duplicates: cmp.Or(i.Quotas.Duplicates, preset.Duplicates), Failed: cmp.Or(i.Quotas.Failed, preset.Failed),
-	}
-}
-
 // reserve enters an order for names into b, or says how long it has to wait and
-// for which quota; then b is as good as unchanged. q is what quotasFor returned.
-// The caller writes b back before it asks the CA, so that replicas that ask at
-// the same time see each other.
+// for which quota; then b is as good as unchanged. q is what acme.QuotasOf
+// returned; a zero quota is none. The caller writes b back before it asks the CA,
+// so that replicas that ask at the same time see each other.
+//
+// Let's Encrypt refills buckets (https://letsencrypt.org/docs/rate-limits/).
+// Windows that slide allow as much at once and less in the long run, so what
+// they let pass is never refused.
 //
 // renewal is an order that names the certificate it replaces (RFC 9773 section
 // 5). Let's Encrypt exempts those from all its limits (same page, "ARI

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"edge/config"
+	"edge/tlsmgr/acme"
 	"edge/tlsmgr/store"
 	"edge/tlsmgr/vault"
 )
@@ -21,7 +22,7 @@ const testWeek = 7 * 24 * time.Hour
 func noon() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
 
 func letsEncryptQuotas() config.Quotas {
-	return quotasFor(&config.Issuer{Directory: "https://acme-v02.api.letsencrypt.org/directory"})
+	return acme.QuotasOf(&config.Issuer{Directory: "https://acme-v02.api.letsencrypt.org/directory"})
 }
 
 // reread is b as the next replica reads it.
@@ -35,30 +36,6 @@ func reread(t interface{ Fatal(...any) }, b *vault.Budget) *vault.Budget {
 		t.Fatal(err)
 	}
 	return out
-}
-
-func TestQuotasAreWhatTheCAPublishesUnlessConfigured(t *testing.T) {
-	le := letsEncryptQuotas()
-	want := config.Quotas{
-		Orders: config.Quota{Count: 300, Per: 3 * time.Hour}, Domain: config.Quota{Count: 50, Per: testWeek},
-		Duplicates: config.Quota{Count: 5, Per: testWeek}, Failed: config.Quota{Count: 5, Per: time.Hour},
-	}
-	if le != want {
-		t.Errorf("Let's Encrypt: %+v, want %+v", le, want)
-	}
-	if q := quotasFor(&config.Issuer{Directory: "https://acme-staging-v02.api.letsencrypt.org/directory"}); q.Failed.Count != 200 {
-		t.Errorf("its staging: %+v, want 200 failures an hour", q)
-	}
-	for _, directory := range []string{"https://ca.test/letsencrypt.org", "https://notletsencrypt.org/", "", "::"} {
-		if q := quotasFor(&config.Issuer{Directory: directory}); q != (config.Quotas{}) {
-			t.Errorf("%q: %+v, want none", directory, q)
-		}
-	}
-	own := config.Quotas{Orders: config.Quota{Off: true}, Domain: config.Quota{Count: 7, Per: time.Hour}}
-	q := quotasFor(&config.Issuer{Directory: "https://acme-v02.api.letsencrypt.org/directory", Quotas: own})
-	if q.Orders != own.Orders || q.Domain != own.Domain || q.Duplicates != want.Duplicates {
-		t.Errorf("configured: %+v, want what is configured and the rest as published", q)
-	}
 }
 
 func TestRefusedReservationNamesTheQuotaAndWhenItIsFree(t *testing.T) {
