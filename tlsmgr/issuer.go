@@ -3,6 +3,7 @@ package tlsmgr
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"edge/config"
 	"edge/tlsmgr/acme"
 	"edge/tlsmgr/dns"
+	"edge/tlsmgr/store"
 )
 
 // issuer is a source of certificates with what it takes to convince it. It is
@@ -37,8 +39,7 @@ func (m *Manager) newIssuer(cfg *config.Config, issuerName string) (*issuer, err
 		return nil, err // names the issuer
 	}
 	i := &issuer{config: c, ca: ca, quotas: acme.QuotasOf(c)}
-	switch challengeOf(c) {
-	case config.DNS01, config.DNSPersist01:
+	if kind := challengeOf(c); kind == config.DNS01 || kind == config.DNSPersist01 {
 		if i.solver, err = m.newSolver(cfg, c); err != nil {
 			return nil, fmt.Errorf("issuers.%s: %w", c.Name, err)
 		}
@@ -50,6 +51,7 @@ func (m *Manager) newSolver(cfg *config.Config, c *config.Issuer) (*dns.Solver, 
 	o := dns.Options{
 		Logger: m.log, Resolvers: c.Resolvers, Authoritative: c.Authoritative,
 		Poll: m.options.DNSPoll, Timeout: m.options.DNSTimeout, Lease: m.dnsLease,
+		Lost: func(cause error) bool { return errors.Is(cause, store.ErrLeaseLost) },
 	}
 	if m.options.DNSClient != nil {
 		o.HTTPClient = m.options.DNSClient
@@ -65,6 +67,9 @@ func (m *Manager) newSolver(cfg *config.Config, c *config.Issuer) (*dns.Solver, 
 // dnsLease keeps replicas apart that change the values of one name at a DNS
 // provider which can only replace all of them.
 func (m *Manager) dnsLease(ctx context.Context, name string) (release func(), err error) {
+	if m.options.DNSLease != nil {
+		return m.options.DNSLease(ctx, name)
+	}
 	v := m.vaultInUse()
 	if v == nil {
 		return func() {}, nil

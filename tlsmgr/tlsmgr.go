@@ -25,6 +25,7 @@
 package tlsmgr
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"time"
@@ -47,6 +48,10 @@ type Options struct {
 	// DNSClient is the HTTP client for DNS providers with an HTTP API; nil is
 	// one with timeouts.
 	DNSClient *http.Client
+	// DNSLease, if not nil, takes the leases that keep replicas apart at a DNS
+	// provider, in place of the storage: when that is not the one that other
+	// replicas of the same zones use.
+	DNSLease func(ctx context.Context, name string) (release func(), err error)
 	// ACMEClient is the HTTP client for CAs; nil is one with timeouts that trusts
 	// the ca of the issuer.
 	ACMEClient *http.Client
