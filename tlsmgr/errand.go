@@ -47,6 +47,7 @@ type errand struct {
 	bundle  Bundle
 	process context.Context //nolint:containedctx // what is issued is stored even when the lease ends meanwhile
 	forced  bool            // order although nothing needs it
+	cleared bool            // every name had its chance in this attempt
 }
 
 // round looks at what is stored and does one order. It is to be called again
@@ -61,43 +62,52 @@ func (w *errand) round(ctx context.Context) (again bool, err error) {
 		return false, err
 	}
 	now := time.Now()
-	if w.forced {
-		j.record.Quarantine = nil
+	if w.forced && !w.cleared {
+		j.record.Quarantine, w.cleared = nil, true
 	}
 	names := j.admitted(w.bundle.Names, now)
 	why := w.state.needs(&w.bundle, l, j, now)
 	if why == needNothing && !w.forced || len(names) == 0 {
 		return false, w.abandon(ctx, w.vault, w.state, j)
 	}
-	i := w.state.issuers[w.bundle.pick(l, w.failures(j), now)]
 	w.mark(w.bundle.ID, func(j *job) { j.ordering = true })
-	var o *vault.Certificate
-	if i.ca == nil {
-		if err = w.abandon(ctx, w.vault, w.state, j); err == nil {
-			o, err = w.issue(ctx, w.vault, i, &w.bundle)
-		}
-	} else {
-		o, err = w.order(ctx, i, names, l, j, why)
-	}
+	o, err := w.obtain(ctx, names, l, j, why)
 	if err != nil {
 		return w.failed(ctx, j, names, err)
 	}
 	w.forced = false
+	return false, w.finish(ctx, l, j, o)
+}
+
+// obtain gets a certificate for names from the issuer whose turn it is.
+func (w *errand) obtain(ctx context.Context, names []string, l *stored, j *journal, why need) (*vault.Certificate, error) {
+	i := w.state.issuers[w.bundle.pick(l, w.failures(j), time.Now())]
+	if i.ca != nil {
+		return w.order(ctx, i, names, l, j, why)
+	}
+	if err := w.abandon(ctx, w.vault, w.state, j); err != nil {
+		return nil, err
+	}
+	return w.issue(ctx, w.vault, i, &w.bundle)
+}
+
+// finish stores the certificate o in the place of l, and closes the journal.
+func (w *errand) finish(ctx context.Context, l *stored, j *journal, o *vault.Certificate) error {
 	// What is issued is worth its patience also when the lease is lost meanwhile,
 	// as in an outage of the storage: the version keeps it from doing harm.
 	if err := w.shelve(w.process, w.vault, w.state, l, o); err != nil {
-		return false, err
+		return err
 	}
 	if err := w.commit(w.process, w.vault, o, l.version); err != nil {
-		return false, err
+		return err
 	}
-	if idle := j.idle(); !idle || j.version != "" {
+	if !j.idle() || j.version != "" {
 		j.settle(o.Names)
 		if err := w.save(ctx, w.vault, j); err != nil && !errors.Is(err, store.ErrConflict) {
-			return false, err
+			return err
 		}
 	}
-	return false, w.enough(w.state, w.bundle, j)
+	return w.enough(w.state, w.bundle, j)
 }
 
 // failures are those in a row, of all replicas or of this one.
@@ -150,6 +160,7 @@ func (w *errand) failed(ctx context.Context, j *journal, names []string, cause e
 		w.log.LogAttrs(ctx, slog.LevelInfo, "starting over", slog.String("certificate", w.bundle.ID), slog.Any("reason", cause))
 		return true, w.abandon(ctx, w.vault, w.state, j)
 	}
+	w.tally.failed(cause)
 	if out := j.quarantine(names, refusedNames(cause), w.backoff, now); len(out) > 0 {
 		if len(out) == len(names) {
 			j.record.Failures++

@@ -43,7 +43,7 @@ type Event struct {
 
 // warns reports whether a step is worth a warning.
 func (s Step) warns() bool {
-	switch s {
+	switch s { //nolint:exhaustive // the others are progress
 	case StepFailed, StepQuarantined, StepReplace, StepExpiring, StepCritical, StepExpired:
 		return true
 	default:

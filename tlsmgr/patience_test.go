@@ -1,8 +1,6 @@
 package tlsmgr
 
 import (
-	"edge/tlsmgr/vault"
-
 	"context"
 	"errors"
 	"net/http"
@@ -11,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"edge/tlsmgr/vault"
 
 	"edge/internal/acmelab"
 )

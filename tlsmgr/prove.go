@@ -21,9 +21,9 @@ func (o *order) present(ctx context.Context, kind config.Challenge, proofs []acm
 		return func() {}, o.checkPersistent(ctx, proofs)
 	case config.HTTP01, config.TLSALPN01:
 		return o.answer(ctx, kind, proofs)
-	default:
-		return o.presentRecords(ctx, proofs)
+	case config.DNS01:
 	}
+	return o.presentRecords(ctx, proofs)
 }
 
 // presentRecords adds all TXT records and waits until the world sees them. They

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"edge/tlsmgr/acme"
 )
 
 // State is what a certificate is doing.
@@ -23,7 +25,10 @@ const (
 
 // Status is a snapshot of all certificates, sorted by ID.
 type Status struct {
-	Storage      string              `json:"storage"` // without secrets; "" when nothing is obtained
+	Storage      string              `json:"storage"`    // without secrets; "" when nothing is obtained
+	StorageUp    bool                `json:"storage_up"` // the last look at it succeeded; false before the first
+	LeasesLost   int64               `json:"leases_lost,omitempty"`
+	ACMEErrors   map[acme.Kind]int64 `json:"acme_errors,omitempty"` // orders that failed since the start, by what failed; every kind is there
 	Certificates []CertificateStatus `json:"certificates"`
 	Replicas     []ReplicaStatus     `json:"replicas,omitempty"` // the live ones that share the storage, without this one
 }
@@ -67,53 +72,95 @@ func (s *Status) Missing() []string {
 	return out
 }
 
-// Status reports all certificates of the configuration in force.
+// view is what there is about one certificate, taken under the lock. What it
+// points to does not change.
+type view struct {
+	bundle  *Bundle      // nil for a file certificate
+	cert    *certificate // nil when there is none
+	journal *journal     // nil when there is none
+	job     job          // zero when there is none
+}
+
+// Status reports all certificates of the configuration in force. The lock is held
+// only to look them up; what there is to say about them takes longer.
 func (m *Manager) Status() Status {
 	now := time.Now()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	st := m.state.Load()
 	var out Status
-	if m.vault != nil {
-		out.Storage = m.vault.Store().URL()
-	}
-	out.Replicas = m.replicasLocked(now)
-	for _, c := range m.files {
-		s := CertificateStatus{ID: c.id, Source: "file"}
-		s.fill(c, now)
-		out.Certificates = append(out.Certificates, s)
-	}
-	for n := range st.plan.Bundles {
-		out.Certificates = append(out.Certificates, m.statusLocked(&st.plan.Bundles[n], now))
+	views := m.views(&out, now)
+	out.Certificates = make([]CertificateStatus, 0, len(views))
+	for n := range views {
+		out.Certificates = append(out.Certificates, views[n].status(now))
 	}
 	slices.SortFunc(out.Certificates, func(a, b CertificateStatus) int { return strings.Compare(a.ID, b.ID) })
 	return out
 }
 
-func (m *Manager) statusLocked(b *Bundle, now time.Time) CertificateStatus {
+// views looks up all certificates, and fills in what out says beside them.
+func (m *Manager) views(out *Status, now time.Time) []view {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	st := m.state.Load()
+	if m.vault != nil {
+		out.Storage, out.StorageUp = m.vault.Store().URL(), m.tally.reached.Load()
+		out.LeasesLost, out.ACMEErrors = m.vault.Store().LeasesLost(), m.tally.counts()
+	}
+	out.Replicas = m.replicasLocked(now)
+	views := make([]view, 0, len(m.files)+len(st.plan.Bundles))
+	for _, c := range m.files {
+		views = append(views, view{cert: c})
+	}
+	for n := range st.plan.Bundles {
+		b := &st.plan.Bundles[n]
+		v := view{bundle: b, journal: m.journals[b.ID]}
+		if l := m.loaded[b.ID]; l != nil {
+			v.cert = l.cert
+		}
+		if j := m.jobs[b.ID]; j != nil {
+			v.job = *j
+		}
+		views = append(views, v)
+	}
+	return views
+}
+
+func (v *view) status(now time.Time) CertificateStatus {
+	if v.bundle == nil {
+		s := CertificateStatus{ID: v.cert.id, Source: "file"}
+		s.fill(v.cert, now)
+		return s
+	}
+	b := v.bundle
 	s := CertificateStatus{ID: b.ID, Names: b.Names, Source: "written", Issuer: b.Issuer, State: StateMissing}
 	if b.Inferred {
 		s.Source = "inferred"
 	}
-	l, j, jr := m.loaded[b.ID], m.jobs[b.ID], m.journals[b.ID]
-	has := l != nil && l.cert != nil
-	if has {
-		s.fill(l.cert, now)
-		s.NextAttempt = renewAt(l.cert)
-		if r := l.cert.object.Renewal; r != nil && r.Replace {
+	if v.cert != nil {
+		s.fill(v.cert, now)
+		s.NextAttempt = renewAt(v.cert)
+		if r := v.cert.object.Renewal; r != nil && r.Replace {
 			s.Replaces = r.Explanation
 		}
 	}
-	if reason := jr.reason(); reason != "" {
-		s.Error = reason
-		s.LeftOut = slices.Sorted(maps.Keys(jr.record.Quarantine))
-		if !has {
-			s.State, s.NextAttempt = StateFailed, jr.next(now)
-		}
+	s.leaveOut(v.journal, now)
+	s.working(&v.job, v.cert != nil)
+	return s
+}
+
+// leaveOut says which names are missing and why.
+func (s *CertificateStatus) leaveOut(jr *journal, now time.Time) {
+	reason := jr.reason()
+	if reason == "" {
+		return
 	}
-	if j == nil {
-		return s
+	s.Error = reason
+	s.LeftOut = slices.Sorted(maps.Keys(jr.record.Quarantine))
+	if s.Serial == "" {
+		s.State, s.NextAttempt = StateFailed, jr.next(now)
 	}
+}
+
+// working says what this process does about the certificate.
+func (s *CertificateStatus) working(j *job, has bool) {
 	s.Failures = j.failures
 	switch {
 	case j.ordering && has:
@@ -128,7 +175,6 @@ func (m *Manager) statusLocked(b *Bundle, now time.Time) CertificateStatus {
 	if j.err != nil {
 		s.Error = j.err.Error()
 	}
-	return s
 }
 
 func (m *Manager) replicasLocked(now time.Time) []ReplicaStatus {

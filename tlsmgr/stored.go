@@ -61,22 +61,24 @@ const (
 // are not wanted before their time.
 func (st *state) needs(b *Bundle, s *stored, j *journal, now time.Time) need {
 	names := j.admitted(b.Names, now)
-	if s == nil || s.version == "" || s.err != nil || s.cert == nil {
-		if len(names) == 0 {
-			return needNothing
-		}
+	gone := s == nil || s.version == "" || s.err != nil || s.cert == nil
+	switch {
+	case len(names) == 0: // nothing could be ordered
+		return needNothing
+	case gone:
 		return needMissing
 	}
 	o := s.cert.object
 	switch {
 	case slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(s.cert.names, n) }):
 		return needNames
-	case !slices.Contains(st.directories(b), o.Directory) && !o.Imported:
+	case o.Imported: // by the operator, from wherever
+	case !slices.Contains(st.directories(b), o.Directory):
 		return needIssuer
-	case o.KeyType != b.KeyType && !o.Imported:
+	case o.KeyType != b.KeyType:
 		return needKey
-	case len(names) == 0:
-		return needNothing // nothing could be renewed
+	}
+	switch {
 	case o.Renewal != nil && o.Renewal.Replace && !now.Before(replaceAt(s.cert)):
 		return needReplaced
 	case !now.Before(renewAt(s.cert)):

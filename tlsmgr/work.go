@@ -100,13 +100,7 @@ func (m *Manager) judge(st *state, b *Bundle, now time.Time) (what task, warning
 		return doNothing, warning
 	case why == needNothing:
 		return m.choreLocked(st, b, now), ""
-	case now.Before(j.next):
-		return doNothing, warning
-	case jr != nil && !j.urgent && now.Before(jr.record.Next): // another replica was told so
-		j.next, j.failures, j.err = jr.record.Next, jr.record.Failures, errors.New(jr.record.Error)
-		return doNothing, warning
-	case l != nil && untouchable(l.err): // said when it was read
-		j.err = l.err
+	case j.waits(jr, l, now):
 		return doNothing, warning
 	}
 	if j.settled && why != needMissing && why != needRenewal && why != needReplaced {
@@ -177,6 +171,23 @@ func (m *Manager) sweep(ctx context.Context, v *vault.Vault, st *state, b *Bundl
 	}
 	j.settle(attempt)
 	return m.save(ctx, v, j)
+}
+
+// waits reports whether the next attempt has to wait: for its time here, for the
+// time that another replica was told, or for an edge that can read what is stored.
+func (j *job) waits(jr *journal, l *stored, now time.Time) bool {
+	switch {
+	case now.Before(j.next):
+		return true
+	case jr != nil && !j.urgent && now.Before(jr.record.Next):
+		j.next, j.failures, j.err = jr.record.Next, jr.record.Failures, errors.New(jr.record.Error)
+		return true
+	case l != nil && untouchable(l.err): // said when it was read
+		j.err = l.err
+		return true
+	default:
+		return false
+	}
 }
 
 func (m *Manager) jobLocked(id string) *job {
