@@ -33,6 +33,7 @@ type Manager struct {
 	syncing chan struct{}         // held by whoever compares what is loaded with the storage
 
 	answers *answers // to CAs that come to look
+	tally   tally
 
 	mu        sync.Mutex
 	vault     *vault.Vault // of the first Commit that obtains something; closed by Run

@@ -29,6 +29,7 @@ func (m *Manager) Load(ctx context.Context) error {
 		return nil
 	}
 	err := m.sync(ctx, v)
+	m.tally.reached.Store(err == nil)
 	if err != nil {
 		return errors.Join(err, m.loadSnapshot(ctx))
 	}
@@ -95,6 +96,9 @@ func (m *Manager) reconcile(ctx context.Context, w *weather, work *sync.WaitGrou
 	st := m.state.Load() // what is stored may have changed the plan
 	if err == nil {
 		err = m.probe(ctx, v.Store(), st, w)
+	}
+	if ctx.Err() == nil {
+		m.tally.reached.Store(err == nil)
 	}
 	if err != nil {
 		if ctx.Err() == nil {

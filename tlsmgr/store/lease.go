@@ -384,10 +384,15 @@ func (l *Lease) lose(cause error) error {
 		defer l.mu.Unlock()
 		return l.err
 	}
+	l.store.lost.Add(1)
 	l.store.log.LogAttrs(context.Background(), slog.LevelWarn, "lease lost",
 		slog.String("lease", l.name), slog.Any("err", cause))
 	return lost
 }
+
+// LeasesLost is how many leases this Store lost while it held them: to another
+// holder, or to a storage that did not answer for too long.
+func (s *Store) LeasesLost() int64 { return s.lost.Load() }
 
 // end records why the lease is over, the first time, and ends its contexts and
 // its keeper.

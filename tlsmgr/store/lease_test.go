@@ -66,6 +66,9 @@ func TestLeaseIsLostOneTTLAfterTheLastHeartbeatThatArrived(t *testing.T) {
 				if err := l.Release(t.Context()); err != nil {
 					t.Errorf("release of a lost lease while the storage is down: %v", err)
 				}
+				if n := l.store.LeasesLost(); n != 1 {
+					t.Errorf("%d leases lost, want 1", n)
+				}
 			})
 		})
 	}

@@ -43,6 +43,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 )
@@ -97,6 +98,7 @@ type Store struct {
 	probing chan struct{}
 	closing chan struct{} // closed by Close
 	keepers sync.WaitGroup
+	lost    atomic.Int64 // leases
 
 	mu      sync.Mutex
 	probed  *error               // what Probe found; nil before
