@@ -54,14 +54,15 @@ func newAnswers() *answers {
 // answer stores what the CA will ask for, and takes it back.
 func (o *order) answer(ctx context.Context, kind config.Challenge, proofs []acme.Proof) (withdraw func(), err error) {
 	a := o.attempt()
-	a.Tokens = nil
 	records := map[string]*vault.Challenge{}
 	for _, p := range proofs {
 		c := p.Challenges[kind]
 		record := &vault.Challenge{
 			Kind: kind, Token: c.Token, KeyAuthorization: c.KeyAuthorization, Name: p.Name, Expires: time.Now().Add(answerLife).UTC(),
 		}
-		a.Tokens = append(a.Tokens, record.ID())
+		if !slices.Contains(a.Tokens, record.ID()) {
+			a.Tokens = append(a.Tokens, record.ID())
+		}
 		records[record.ID()] = record
 	}
 	if err := o.m.save(ctx, o.vault, o.journal); err != nil {
@@ -77,6 +78,7 @@ func (o *order) answer(ctx context.Context, kind config.Challenge, proofs []acme
 	return func() {
 		if !errors.Is(context.Cause(ctx), store.ErrLeaseLost) { // else an heir may need them
 			o.m.retract(ctx, o.vault, a.Tokens)
+			a.Tokens = nil
 		}
 	}, nil
 }

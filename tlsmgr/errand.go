@@ -48,6 +48,7 @@ type errand struct {
 	process context.Context //nolint:containedctx // what is issued is stored even when the lease ends meanwhile
 	forced  bool            // order although nothing needs it
 	cleared bool            // every name had its chance in this attempt
+	left    bool            // what was shown to the CA is still to be removed
 }
 
 // round looks at what is stored and does one order. It is to be called again
@@ -102,7 +103,11 @@ func (w *errand) finish(ctx context.Context, l *stored, j *journal, o *vault.Cer
 		return err
 	}
 	if !j.idle() || j.version != "" {
+		attempt := j.record.Attempt
 		j.settle(o.Names)
+		if w.left {
+			j.record.Attempt = attempt // its records are removed at a later look
+		}
 		if err := w.save(ctx, w.vault, j); err != nil && !errors.Is(err, store.ErrConflict) {
 			return err
 		}
@@ -119,7 +124,7 @@ func (w *errand) failures(j *journal) int {
 
 // order finishes the order in the journal, or places one.
 func (w *errand) order(ctx context.Context, i *issuer, names []string, l *stored, j *journal, why need) (*vault.Certificate, error) {
-	if j.open() && !j.resumable(names, &w.bundle, i.config, time.Now()) {
+	if j.open() && (j.done(l) || !j.resumable(names, &w.bundle, i.config, time.Now())) {
 		if err := w.abandon(ctx, w.vault, w.state, j); err != nil {
 			return nil, err
 		}
@@ -130,7 +135,9 @@ func (w *errand) order(ctx context.Context, i *issuer, names []string, l *stored
 			return nil, err
 		}
 	}
-	return o.obtain(ctx)
+	cert, err := o.obtain(ctx)
+	w.left = o.left
+	return cert, err
 }
 
 // replaces identifies the certificate that a renewal replaces, for the CA that

@@ -164,6 +164,13 @@ func (j *journal) settle(issued []string) {
 	}
 }
 
+// done reports whether the attempt in j has become the certificate that is
+// stored: a replica died before it wrote that down, or its records are left.
+func (j *journal) done(l *stored) bool {
+	a := j.record.Attempt
+	return a != nil && a.URL != "" && l != nil && l.version != "" && l.cert != nil && l.cert.object.OrderURL == a.URL
+}
+
 // idle reports whether there is nothing worth remembering.
 func (j *journal) idle() bool {
 	return j == nil || j.record.Attempt == nil && j.record.Failures == 0 && len(j.record.Quarantine) == 0

@@ -24,6 +24,8 @@ type order struct {
 	journal *journal
 	account *account
 	acme    *acme.Order
+	mine    []dns.Record // challenge records that this process has presented and removed
+	left    bool         // challenge records could not be removed
 }
 
 // errAbandoned is an order in the journal that cannot be finished any more.
@@ -87,6 +89,7 @@ func (o *order) obtain(ctx context.Context) (*vault.Certificate, error) {
 			return nil, err
 		}
 	}
+	o.sweep(ctx)
 	return o.finish(ctx)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"edge/config"
@@ -31,11 +32,12 @@ func (o *order) present(ctx context.Context, kind config.Challenge, proofs []acm
 func (o *order) presentRecords(ctx context.Context, proofs []acme.Proof) (withdraw func(), err error) {
 	records := make([]dns.Record, 0, len(proofs))
 	a := o.attempt()
-	a.Records = nil
 	for _, p := range proofs {
 		c := p.Challenges[config.DNS01]
 		records = append(records, dns.Record{Name: c.DNSName, Value: c.DNSValue})
-		a.Records = append(a.Records, vault.Record{Name: c.DNSName, Value: c.DNSValue})
+		if r := (vault.Record{Name: c.DNSName, Value: c.DNSValue}); !slices.Contains(a.Records, r) {
+			a.Records = append(a.Records, r) // to those of a replica that died; its names may be proven meanwhile
+		}
 	}
 	if err := o.m.save(ctx, o.vault, o.journal); err != nil {
 		return nil, err
@@ -63,10 +65,35 @@ func (o *order) takeBack(ctx context.Context, presented *dns.Presented, records 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	if err := presented.CleanUp(ctx); err != nil {
-		o.m.log.LogAttrs(ctx, slog.LevelWarn, "challenge records left behind",
-			slog.String("certificate", o.id), slog.Any("error", oneError(err)))
+	o.removed(ctx, presented.CleanUp(ctx))
+	o.mine = records
+}
+
+// sweep takes back what replicas that died over this order have shown to the CA
+// for names that it asks about no more.
+func (o *order) sweep(ctx context.Context) {
+	if ctx.Err() != nil {
+		return // the heir goes on from the journal
 	}
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	a := o.attempt()
+	o.m.retract(ctx, o.vault, a.Tokens)
+	records := slices.DeleteFunc(recordsOf(a), func(r dns.Record) bool { return slices.Contains(o.mine, r) })
+	if len(records) > 0 && o.issuer.solver != nil {
+		o.removed(ctx, o.issuer.solver.Sweep(ctx, records))
+	}
+}
+
+// removed notes whether challenge records are left. Then the attempt stays in
+// the journal for a later look to remove them.
+func (o *order) removed(ctx context.Context, err error) {
+	if err == nil {
+		return
+	}
+	o.left = true
+	o.m.log.LogAttrs(ctx, slog.LevelWarn, "challenge records are left, to be removed later",
+		slog.String("certificate", o.id), slog.Any("error", oneError(err)))
 }
 
 // orphan notes records for later when the lease was lost while they were
@@ -133,14 +160,10 @@ func (m *Manager) abandon(ctx context.Context, v *vault.Vault, st *state, j *jou
 		return nil
 	}
 	if len(a.Records) > 0 {
-		records := make([]dns.Record, 0, len(a.Records))
-		for _, r := range a.Records {
-			records = append(records, dns.Record{Name: r.Name, Value: r.Value})
-		}
 		i := st.issuers[a.Issuer]
 		switch {
 		case i != nil && i.solver != nil:
-			if err := i.solver.Sweep(ctx, records); err != nil {
+			if err := i.solver.Sweep(ctx, recordsOf(a)); err != nil {
 				return fmt.Errorf("remove the challenge records of an earlier order: %w", oneError(err))
 			}
 		case time.Since(a.StartedAt) < maxAttemptAge:
@@ -150,6 +173,15 @@ func (m *Manager) abandon(ctx context.Context, v *vault.Vault, st *state, j *jou
 	m.retract(ctx, v, a.Tokens)
 	j.record.Attempt = nil
 	return m.save(ctx, v, j)
+}
+
+// recordsOf are the challenge records that may stand in DNS for an attempt.
+func recordsOf(a *vault.Attempt) []dns.Record {
+	records := make([]dns.Record, 0, len(a.Records))
+	for _, r := range a.Records {
+		records = append(records, dns.Record{Name: r.Name, Value: r.Value})
+	}
+	return records
 }
 
 // checkPersistent makes sure that the records of dns-persist-01 stand in DNS:
