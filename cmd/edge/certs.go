@@ -2,46 +2,51 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"edge/config"
 	"edge/tlsmgr"
 )
 
 func certsCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "certs", Short: "Look at certificates",
+		Use: "certs", Short: "Look at certificates, obtain, renew, revoke and move them",
+		Long: "Look at certificates, obtain, renew, revoke and move them.\n\n" +
+			"All but ls work on the storage like one more replica: they need the configuration and\n" +
+			"no running edge, and leases keep them apart from replicas that are at work. What they\n" +
+			"change, running replicas serve within seconds.",
 		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }, // without it, any word is fine
 	}
 	cmd.AddCommand(
-		&cobra.Command{
-			Use:   "ls",
-			Short: "List the certificates of a running edge",
-			Args:  cobra.NoArgs,
-			RunE: action(func(cmd *cobra.Command, _ []string) error {
-				s, err := g.status(cmd.Context())
-				if err != nil {
-					return err
-				}
-				if g.json {
-					return printJSON(cmd.OutOrStdout(), s.Certificates)
-				}
-				return printCertificates(cmd, s.Certificates.Certificates, time.Now())
-			}),
-		},
-		&cobra.Command{
-			Use:   "plan",
-			Short: "Say which certificates the configuration needs, offline",
-			Long:  "Say which certificates the configuration needs and which of them serves each host.\nNothing is contacted; the plan is the same on every replica.",
-			Args:  cobra.NoArgs,
-			RunE:  action(func(cmd *cobra.Command, _ []string) error { return plan(cmd, g) }),
-		},
+		certsListCommand(g), certsShowCommand(g), certsPlanCommand(g), certsCheckCommand(g),
+		certsObtainCommand(g), certsRenewCommand(g), certsRevokeCommand(g),
+		certsExportCommand(g), certsImportCommand(g), certsRootCommand(g), certsAccountCommand(g),
 	)
 	return cmd
+}
+
+func certsListCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "ls",
+		Short: "List the certificates of a running edge",
+		Long:  "List the certificates that a running edge serves or works on, names that it leaves out, and\nthe other replicas that share its storage. certs show tells more about one of them.",
+		Args:  cobra.NoArgs,
+		RunE: action(func(cmd *cobra.Command, _ []string) error {
+			s, err := g.status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if g.json {
+				return printJSON(cmd.OutOrStdout(), s.Certificates)
+			}
+			if err := printCertificates(cmd, s.Certificates.Certificates, time.Now()); err != nil {
+				return err
+			}
+			return printReplicas(cmd, s.Certificates.Replicas, time.Now())
+		}),
+	}
 }
 
 func printCertificates(cmd *cobra.Command, certs []tlsmgr.CertificateStatus, now time.Time) error {
@@ -57,6 +62,12 @@ func printCertificates(cmd *cobra.Command, certs []tlsmgr.CertificateStatus, now
 		return err
 	}
 	for _, c := range certs {
+		if c.Replaces != "" {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: the CA wants it replaced now: %s\n", c.ID, c.Replaces)
+		}
+		if len(c.LeftOut) > 0 {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: left out: %s\n", c.ID, strings.Join(c.LeftOut, " "))
+		}
 		if c.Error == "" {
 			continue
 		}
@@ -69,41 +80,14 @@ func printCertificates(cmd *cobra.Command, certs []tlsmgr.CertificateStatus, now
 	return nil
 }
 
-func plan(cmd *cobra.Command, g *globals) error {
-	cfg, err := config.Load(g.config)
-	if err != nil {
-		return err
+func printReplicas(cmd *cobra.Command, replicas []tlsmgr.ReplicaStatus, now time.Time) error {
+	if len(replicas) == 0 {
+		return nil
 	}
-	files, err := tlsmgr.FileNames(cfg)
-	if err != nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "warning: %v; planned as if it covered nothing\n", err)
-	}
-	planned := tlsmgr.Explain(cfg, tlsmgr.Known{Files: files})
-	if g.json {
-		return printJSON(cmd.OutOrStdout(), planned)
-	}
-	for _, p := range planned.Problems {
-		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", p.Error())
-	}
-	out := cmd.OutOrStdout()
+	fmt.Fprintln(cmd.OutOrStdout())
 	var rows [][]string
-	for _, b := range planned.Bundles {
-		rows = append(rows, []string{b.ID, b.Issuer, string(b.KeyType), fmt.Sprint(len(b.Names)), strings.Join(b.Names, " ")})
+	for _, r := range replicas {
+		rows = append(rows, []string{r.Owner, r.Role, span(now.Sub(r.Started)), dash(r.Version)})
 	}
-	if err := table(out, "CERTIFICATE ISSUER KEY COUNT NAMES", rows); err != nil {
-		return err
-	}
-	fmt.Fprintln(out)
-	rows = nil
-	for _, c := range planned.Covers {
-		host, certificate, name := c.Host, c.Certificate, c.Name
-		if host == "" {
-			host = "(any)"
-		}
-		if certificate == "" {
-			certificate, name = "-", "-"
-		}
-		rows = append(rows, []string{host, certificate, name, strings.Join(slices.Compact(c.Routes), " ")})
-	}
-	return table(out, "HOST CERTIFICATE AS ROUTES", rows)
+	return table(cmd.OutOrStdout(), "REPLICA ROLE UP VERSION", rows)
 }

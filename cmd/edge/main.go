@@ -5,8 +5,9 @@
 //	edge certs plan          which certificates the routes need
 //	edge run                 serve
 //	edge reload              read routes.yaml again, all or nothing
+//	edge certs check         for cron: is a certificate about to expire?
 //
-// A file per command; serve.go wires config, tlsmgr, proxy and admin together.
+// A file per command (group); docs/cli.md is their manual. serve.go wires config, tlsmgr, proxy and admin together.
 package main
 
 import (
@@ -30,6 +31,7 @@ const (
 	exitUsage       = 2
 	exitConfig      = 3 // configuration invalid
 	exitUnreachable = 4 // control socket unreachable or edge not ready
+	exitPartly      = 5 // some certificates failed
 )
 
 func main() {
@@ -46,7 +48,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintln(stderr, message(cmd.CommandPath(), err))
+	if !errors.Is(err, errSilent) {
+		fmt.Fprintln(stderr, message(cmd.CommandPath(), err))
+	}
 	return exitCode(err)
 }
 
@@ -59,6 +63,12 @@ type failure struct {
 
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
+
+// errSilent is a failure that the command has told by itself.
+var errSilent = errors.New("see the output")
+
+// usage is a mistake in how edge was called that cobra does not see.
+func usage(text string) error { return &failure{exitUsage, errors.New(text)} }
 
 // invalid marks err as one of the configuration.
 func invalid(err error) error { return &failure{exitConfig, err} }
@@ -105,9 +115,10 @@ func action(f func(cmd *cobra.Command, args []string) error) func(*cobra.Command
 
 // globals are the flags that every command has.
 type globals struct {
-	config string
-	socket string
-	json   bool
+	config  string
+	socket  string
+	json    bool
+	verbose bool
 }
 
 func command() *cobra.Command {
@@ -123,7 +134,9 @@ func command() *cobra.Command {
 	flags.StringVarP(&g.config, "config", "c", env("EDGE_CONFIG", "routes.yaml"), "configuration `file` ($EDGE_CONFIG)")
 	flags.StringVar(&g.socket, "socket", os.Getenv("EDGE_SOCKET"), "control socket `path` ($EDGE_SOCKET; default: what the configuration says)")
 	flags.BoolVar(&g.json, "json", false, "print JSON")
-	root.AddCommand(runCommand(g), validateCommand(g), reloadCommand(g), statusCommand(g), certsCommand(g), versionCommand(g))
+	flags.BoolVarP(&g.verbose, "verbose", "v", false, "tell progress also when standard error is no terminal")
+	root.AddCommand(runCommand(g), validateCommand(g), reloadCommand(g), statusCommand(g), certsCommand(g),
+		storageCommand(g), dnsCommand(g), versionCommand(g))
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.Version = build().String()
 	root.SetVersionTemplate("{{.Version}}\n")

@@ -48,3 +48,23 @@ func span(d time.Duration) string {
 	}
 	return d.String()
 }
+
+// dash stands for what is not there in a table.
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// when is a time as a person reads it, and how far away it is.
+func when(t, now time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	text := t.UTC().Format("2006-01-02 15:04 UTC")
+	if d := t.Sub(now); d < 0 {
+		return text + " (" + span(-d) + " ago)"
+	}
+	return text + " (in " + span(t.Sub(now)) + ")"
+}
