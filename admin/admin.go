@@ -8,6 +8,11 @@
 //	go c.Serve(ln)
 //
 // It is never offered over TCP: whoever may open the socket may reload edge.
+//
+// Telemetry is what may be asked over TCP, since it changes nothing: health,
+// metrics and the status. Webhook tells an operator of certificates in trouble.
+// Both are given every configuration by Prepare and Commit, and every event of
+// the certificate manager.
 package admin
 
 import (
@@ -25,6 +30,7 @@ type Status struct {
 	PID          int           `json:"pid"`
 	Started      time.Time     `json:"started"`
 	Ready        bool          `json:"ready"`
+	Telemetry    string        `json:"telemetry,omitempty"` // address that it is bound to; "" is none
 	Config       ConfigStatus  `json:"config"`
 	Proxy        proxy.Status  `json:"proxy"`
 	Certificates tlsmgr.Status `json:"certificates"`

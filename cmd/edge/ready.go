@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"edge/admin"
 	"edge/tlsmgr"
 )
 
@@ -96,8 +97,43 @@ func (a *app) complete(ctx context.Context) []string {
 	}
 }
 
-// event wakes complete when a certificate has been loaded.
+// readiness says whether to send requests here, and until then what is missing.
+func (a *app) readiness() admin.Readiness {
+	a.mu.Lock()
+	now := a.phase
+	a.mu.Unlock()
+	switch now {
+	case ready:
+		return admin.Readiness{Ready: true}
+	case stopping:
+		return admin.Readiness{Reasons: []string{"stopping"}}
+	case starting:
+	}
+	status := a.certs.Status()
+	reasons := []string{"starting"}
+	if status.Storage != "" && !status.StorageUp {
+		reasons = append(reasons, "storage: not read yet")
+	}
+	for _, c := range status.Certificates {
+		if c.Serial == "" {
+			reasons = append(reasons, "certificate "+c.ID+": "+string(c.State))
+		}
+	}
+	return admin.Readiness{Reasons: reasons}
+}
+
+// served reports whether there is a certificate to serve under an id.
+func (a *app) served(id string) bool {
+	return slices.ContainsFunc(a.certs.Status().Certificates, func(c tlsmgr.CertificateStatus) bool {
+		return c.ID == id && c.Serial != ""
+	})
+}
+
+// event tells everybody who wants to know about a step of a certificate, and
+// wakes complete when one has been loaded.
 func (a *app) event(e tlsmgr.Event) {
+	a.telemetry.Event(e)
+	a.webhook.Event(e)
 	if e.Step == tlsmgr.StepLoaded {
 		a.wake()
 	}

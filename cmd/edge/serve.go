@@ -37,8 +37,12 @@ type app struct {
 	proxy   *proxy.Server
 	control *admin.Control // nil when there is no control socket
 	started time.Time
-	failed  chan error    // a part that should run for ever has ended
-	look    chan struct{} // what is missing may have changed
+
+	telemetry *admin.Telemetry
+	webhook   *admin.Webhook
+
+	failed chan error    // a part that should run for ever has ended
+	look   chan struct{} // what is missing may have changed
 
 	current atomic.Pointer[config.Config]
 
@@ -53,6 +57,8 @@ type app struct {
 
 func newApp(g *globals, log *logger) *app {
 	a := &app{globals: g, log: log.Logger, format: log.format, started: time.Now(), failed: make(chan error, 2), look: make(chan struct{}, 1)}
+	a.telemetry = admin.NewTelemetry(admin.TelemetryOptions{Status: a.Status, Ready: a.readiness, Version: build().Version, Logger: a.log})
+	a.webhook = admin.NewWebhook(admin.WebhookOptions{Served: a.served, Version: build().Version, Logger: a.log})
 	a.certs = tlsmgr.New(tlsmgr.Options{Logger: a.log, Events: a.event, Version: build().Version})
 	a.proxy = proxy.New(proxy.Options{
 		Logger:  a.log,
@@ -79,7 +85,9 @@ func (a *app) start(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	a.warn(warnings)
+	a.mu.Lock() // telemetry may be asked already
 	a.status = admin.ConfigStatus{Path: absolute(cfg.Path), Loaded: time.Now(), Warnings: warnings}
+	a.mu.Unlock()
 	for _, l := range a.proxy.Status().Listeners {
 		a.log.InfoContext(ctx, "listening", slog.String("listener", l.Name), slog.String("address", l.Address))
 	}
@@ -90,6 +98,7 @@ func (a *app) start(ctx context.Context, cfg *config.Config) error {
 		a.background.Go(func() { a.fail(a.control.Serve(ln)) })
 	}
 	a.background.Go(func() { a.fail(a.certs.Run(ctx)) })
+	a.background.Go(func() { a.fail(a.webhook.Run(ctx)) })
 	a.background.Go(func() { a.becomeReady(ctx) })
 	a.background.Go(func() { watchdog(ctx, a.log) })
 	return nil
@@ -123,14 +132,25 @@ func (a *app) apply(ctx context.Context, cfg *config.Config) (warnings []string,
 	if err != nil {
 		return nil, invalid(err)
 	}
+	webhook, err := a.webhook.Prepare(cfg)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	telemetry, err := a.telemetry.Prepare(ctx, cfg)
+	if err != nil {
+		return nil, &failure{exitFailure, err}
+	}
 	server, err := a.proxy.Prepare(ctx, cfg)
 	if err != nil {
+		telemetry.Abort()
 		return nil, &failure{exitFailure, err}
 	}
 	a.current.Store(cfg) // before the first request that may read it
 	a.format.json.Store(cfg.Log.Format == "json")
+	webhook() // before the first event of the new plan
 	certs.Commit()
 	server.Commit()
+	telemetry.Commit()
 	a.wake()
 	return append(admin.Texts(cfg.Warnings), admin.Texts(certs.Warnings())...), nil
 }
@@ -201,6 +221,7 @@ func (a *app) drain(now context.Context, d config.Drain) error {
 		err = errors.Join(err, a.control.Close())
 	}
 	a.await(now)
+	a.telemetry.Close() // last, so that a drain can be watched
 	return err
 }
 
@@ -229,7 +250,7 @@ func (a *app) Status() admin.Status {
 	cfg, isReady := a.status, a.phase == ready
 	a.mu.Unlock()
 	return admin.Status{
-		Version: build().Version, PID: os.Getpid(), Started: a.started, Ready: isReady,
+		Version: build().Version, PID: os.Getpid(), Started: a.started, Ready: isReady, Telemetry: a.telemetry.Address(),
 		Config: cfg, Proxy: a.proxy.Status(), Certificates: a.certs.Status(),
 	}
 }
