@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -23,27 +24,8 @@ import (
 type metrics struct {
 	status   func() Status
 	log      *slog.Logger
-	registry *prometheus.Registry
+	registry *prometheus.Registry // what is not pulled from the status
 	renewals *prometheus.CounterVec
-}
-
-// What is pulled. The variables are only read.
-var (
-	descReady      = describe("edge_ready", "1 when edge takes requests.")
-	descReloaded   = describe("edge_config_last_reload_successful", "1 when the last reload was taken, or none was asked for.")
-	descReloadedAt = describe("edge_config_last_reload_timestamp_seconds", "When the configuration in force was read.")
-	descStorage    = describe("edge_storage_up", "1 when the last look at the storage succeeded.")
-	descReplicas   = describe("edge_replicas", "Live replicas that share the storage, this one included.")
-	descLost       = describe("edge_lock_lost_total", "Leases that this process lost to another, or to a storage that did not answer.")
-	descACME       = describe("edge_acme_errors_total", "Orders that a CA, or the way to it, failed.", "kind")
-	descNotAfter   = describe("edge_cert_not_after_timestamp_seconds", "When the certificate that is served expires.", "certificate")
-	descLeft       = describe("edge_cert_lifetime_left_ratio", "Part of the lifetime that is left of the certificate that is served, 1 to 0.", "certificate")
-	descState      = describe("edge_cert_state", "1 for what the certificate is doing.", "certificate", "state")
-	descQuarantine = describe("edge_cert_quarantined_names", "Names that are left out of the certificate for a while, because the CA refused them.", "certificate")
-)
-
-func describe(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc(name, help, labels, nil)
 }
 
 func newMetrics(o TelemetryOptions, log *slog.Logger) *metrics {
@@ -60,14 +42,12 @@ func newMetrics(o TelemetryOptions, log *slog.Logger) *metrics {
 		ConstLabels: prometheus.Labels{"version": o.Version, "go": runtime.Version()},
 	})
 	build.Set(1)
-	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), m.renewals, build, m)
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), m.renewals, build)
 	return m
 }
 
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
-		ErrorLog: slog.NewLogLogger(m.log.Handler(), slog.LevelWarn),
-	})
+	return promhttp.HandlerFor(m, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(m.log.Handler(), slog.LevelWarn)})
 }
 
 // event counts how attempts end.
@@ -81,89 +61,103 @@ func (m *metrics) event(e tlsmgr.Event) {
 	}
 }
 
-// Describe tells the registry what Collect may send.
-func (m *metrics) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{
-		descReady, descReloaded, descReloadedAt, descStorage, descReplicas, descLost, descACME,
-		descNotAfter, descLeft, descState, descQuarantine,
-	} {
-		out <- d
+// Gather is what a scrape gets. What the status says does not go through the
+// registry, whose checks of each sample cost more than all the rest: for 10,000
+// certificates 260 ms in place of 20 ms (BenchmarkScrapeOf10000).
+func (m *metrics) Gather() ([]*dto.MetricFamily, error) {
+	families, err := m.registry.Gather()
+	for _, f := range pull(m.status(), time.Now()) {
+		if len(f.Metric) > 0 {
+			families = append(families, f)
+		}
 	}
+	slices.SortFunc(families, func(a, b *dto.MetricFamily) int { return cmp.Compare(a.GetName(), b.GetName()) })
+	return families, err
 }
 
-// Collect sends what the status says now.
-func (m *metrics) Collect(out chan<- prometheus.Metric) {
-	s := m.status()
-	now := time.Now()
-	out <- gauge(descReady, one(s.Ready))
-	out <- gauge(descReloaded, one(s.Config.Refused == ""))
+// pull says in metrics what the status says.
+func pull(s Status, now time.Time) []*dto.MetricFamily {
+	ready := gauges("edge_ready", "1 when edge takes requests.")
+	reloaded := gauges("edge_config_last_reload_successful", "1 when the last reload was taken, or none was asked for.")
+	reloadedAt := gauges("edge_config_last_reload_timestamp_seconds", "When the configuration in force was read.")
+	storage := gauges("edge_storage_up", "1 when the last look at the storage succeeded.")
+	replicas := gauges("edge_replicas", "Live replicas that share the storage, this one included.")
+	lost := counters("edge_lock_lost_total", "Leases that this process lost to another, or to a storage that did not answer.")
+	refused := counters("edge_acme_errors_total", "Orders that a CA, or the way to it, failed.")
+
+	ready.add(one(s.Ready))
+	reloaded.add(one(s.Config.Refused == ""))
 	if !s.Config.Loaded.IsZero() {
-		out <- gauge(descReloadedAt, seconds(s.Config.Loaded))
+		reloadedAt.add(seconds(s.Config.Loaded))
 	}
 	c := &s.Certificates
 	if c.Storage != "" {
-		out <- gauge(descStorage, one(c.StorageUp))
-		out <- gauge(descReplicas, float64(1+len(c.Replicas)))
-		out <- counter(descLost, float64(c.LeasesLost))
+		storage.add(one(c.StorageUp))
+		replicas.add(float64(1 + len(c.Replicas)))
+		lost.add(float64(c.LeasesLost))
 		for _, kind := range slices.Sorted(maps.Keys(c.ACMEErrors)) {
-			out <- counter(descACME, float64(c.ACMEErrors[kind]), pair("kind", string(kind)))
+			refused.add(float64(c.ACMEErrors[kind]), label("kind", string(kind)))
 		}
 	}
-	for n := range c.Certificates {
-		collect(out, &c.Certificates[n], now)
+	out := pullCertificates(c.Certificates, now)
+	for _, f := range []family{ready, reloaded, reloadedAt, storage, replicas, lost, refused} {
+		out = append(out, f.MetricFamily)
 	}
+	return out
 }
 
-// collect sends what there is about one certificate. One that is missing has no
-// end and no lifetime.
-func collect(out chan<- prometheus.Metric, c *tlsmgr.CertificateStatus, now time.Time) {
-	id := pair("certificate", c.ID)
-	out <- gauge(descState, 1, id, pair("state", string(c.State)))
-	if c.Source != "file" {
-		out <- gauge(descQuarantine, float64(len(c.LeftOut)), id)
+// pullCertificates says what there is about each certificate. One that is missing
+// has no end and no lifetime. They are sorted by id; of two with the same, which
+// Prometheus could not tell apart, the first counts.
+func pullCertificates(all []tlsmgr.CertificateStatus, now time.Time) []*dto.MetricFamily {
+	state := gauges("edge_cert_state", "1 for what the certificate is doing.")
+	quarantined := gauges("edge_cert_quarantined_names", "Names that are left out of the certificate for a while, because the CA refused them.")
+	end := gauges("edge_cert_not_after_timestamp_seconds", "When the certificate that is served expires.")
+	left := gauges("edge_cert_lifetime_left_ratio", "Part of the lifetime that is left of the certificate that is served, 1 to 0.")
+	for n := range all {
+		c := &all[n]
+		if n > 0 && c.ID == all[n-1].ID {
+			continue
+		}
+		id := label("certificate", c.ID)
+		state.add(1, id, label("state", string(c.State)))
+		if c.Source != "file" {
+			quarantined.add(float64(len(c.LeftOut)), id)
+		}
+		if c.NotAfter.IsZero() {
+			continue
+		}
+		end.add(seconds(c.NotAfter), id)
+		if life := c.NotAfter.Sub(c.NotBefore); life > 0 {
+			left.add(min(max(float64(c.NotAfter.Sub(now))/float64(life), 0), 1), id)
+		}
 	}
-	if c.NotAfter.IsZero() {
-		return
-	}
-	out <- gauge(descNotAfter, seconds(c.NotAfter), id)
-	if life := c.NotAfter.Sub(c.NotBefore); life > 0 {
-		left := float64(c.NotAfter.Sub(now)) / float64(life)
-		out <- gauge(descLeft, min(max(left, 0), 1), id)
-	}
+	return []*dto.MetricFamily{state.MetricFamily, quarantined.MetricFamily, end.MetricFamily, left.MetricFamily}
 }
 
-// sample is one value. It is what client_golang calls a constant metric, without
-// the copies and checks that cost most of a scrape of many certificates.
-type sample struct {
-	desc    *prometheus.Desc
-	value   float64
-	labels  []*dto.LabelPair // sorted by name
-	counter bool
+// family collects the samples of one metric.
+type family struct{ *dto.MetricFamily }
+
+func gauges(name, help string) family {
+	return family{&dto.MetricFamily{Name: &name, Help: &help, Type: dto.MetricType_GAUGE.Enum()}}
 }
 
-func gauge(d *prometheus.Desc, value float64, labels ...*dto.LabelPair) *sample {
-	return &sample{desc: d, value: value, labels: labels}
+func counters(name, help string) family {
+	return family{&dto.MetricFamily{Name: &name, Help: &help, Type: dto.MetricType_COUNTER.Enum()}}
 }
 
-func counter(d *prometheus.Desc, value float64, labels ...*dto.LabelPair) *sample {
-	return &sample{desc: d, value: value, labels: labels, counter: true}
-}
-
-func pair(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &name, Value: &value} }
-
-// Desc returns what the sample is of.
-func (s *sample) Desc() *prometheus.Desc { return s.desc }
-
-// Write encodes the sample for the registry.
-func (s *sample) Write(m *dto.Metric) error {
-	m.Label = s.labels
-	if s.counter {
-		m.Counter = &dto.Counter{Value: &s.value}
+// add adds a sample; labels are in the order of their names.
+func (f family) add(value float64, labels ...*dto.LabelPair) {
+	m := &dto.Metric{Label: labels}
+	if f.GetType() == dto.MetricType_COUNTER {
+		m.Counter = &dto.Counter{Value: &value}
 	} else {
-		m.Gauge = &dto.Gauge{Value: &s.value}
+		m.Gauge = &dto.Gauge{Value: &value}
 	}
-	return nil
+	f.Metric = append(f.Metric, m)
 }
+
+func label(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &name, Value: &value} }
 
 func one(yes bool) float64 {
 	if yes {

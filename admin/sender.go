@@ -55,10 +55,13 @@ func escape(text string) string {
 }
 
 // sender posts to URLs that are secrets: its errors never show them.
-type sender struct{ client *http.Client }
+type sender struct {
+	client *http.Client
+	pause  time.Duration // after the first try; doubled at each
+}
 
 func newSender() *sender {
-	return &sender{&http.Client{
+	return &sender{pause: firstPause, client: &http.Client{
 		Timeout: tryTimeout,
 		Transport: &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,
@@ -92,7 +95,7 @@ func (r *refused) Error() string { return r.reason }
 
 // send posts body to where the URL points at each try; "" is nowhere any more.
 func (s *sender) send(ctx context.Context, to func() string, body []byte, tries int) error {
-	pause := firstPause
+	pause := s.pause
 	for try := 1; ; try++ {
 		target := to()
 		if target == "" {
@@ -105,7 +108,7 @@ func (s *sender) send(ctx context.Context, to func() string, body []byte, tries 
 		if try >= tries {
 			return fmt.Errorf("%w (after %d tries)", err, try)
 		}
-		wait := max(asked, pause+time.Duration(rand.Int64N(int64(pause)/4))) //nolint:gosec // jitter is no secret
+		wait := max(asked, pause+time.Duration(rand.Int64N(int64(pause)/4+1))) //nolint:gosec // jitter is no secret
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():

@@ -44,8 +44,8 @@ func (j *journal) logger() *slog.Logger {
 
 // newTelemetry makes an endpoint for a status that says little, closed with the
 // test.
-func newTelemetry(t testing.TB, o admin.TelemetryOptions) *admin.Telemetry {
-	t.Helper()
+func newTelemetry(tb testing.TB, o admin.TelemetryOptions) *admin.Telemetry {
+	tb.Helper()
 	if o.Status == nil {
 		o.Status = func() admin.Status { return admin.Status{Version: "1.2.3"} }
 	}
@@ -56,22 +56,22 @@ func newTelemetry(t testing.TB, o admin.TelemetryOptions) *admin.Telemetry {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	tel := admin.NewTelemetry(o)
-	t.Cleanup(tel.Close)
+	tb.Cleanup(tel.Close)
 	return tel
 }
 
 // move commits a configuration with another telemetry.address.
-func move(t testing.TB, tel *admin.Telemetry, address string) {
-	t.Helper()
-	change, err := tel.Prepare(t.Context(), &config.Config{Telemetry: config.Telemetry{Address: address}})
+func move(tb testing.TB, tel *admin.Telemetry, address string) {
+	tb.Helper()
+	change, err := tel.Prepare(tb.Context(), &config.Config{Telemetry: config.Telemetry{Address: address}})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	change.Commit()
 }
 
 // ask sends a request with a Host field to address.
-func ask(t testing.TB, method, address, path, host string) (code int, body string, header http.Header) {
+func ask(t *testing.T, method, address, path, host string) (code int, body string, header http.Header) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+address+path, http.NoBody)
 	if err != nil {
@@ -92,7 +92,7 @@ func ask(t testing.TB, method, address, path, host string) (code int, body strin
 }
 
 // get asks address by its own name.
-func get(t testing.TB, address, path string) (code int, body string) {
+func get(t *testing.T, address, path string) (code int, body string) {
 	t.Helper()
 	code, body, _ = ask(t, http.MethodGet, address, path, address)
 	return code, body
@@ -302,7 +302,7 @@ func TestTheAddressFollowsTheConfiguration(t *testing.T) {
 		t.Errorf("the same address was bound anew: %s, was %s", got, first)
 	}
 	_, _ = io.WriteString(conn, "GET /livez HTTP/1.0\r\n\r\n")
-	if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || resp.StatusCode != 200 {
+	if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("a connection over a reload: %v, %v", resp, err)
 	}
 	move(t, tel, "localhost:0")
@@ -387,7 +387,7 @@ func TestAChangeAfterCloseListensNowhere(t *testing.T) {
 }
 
 // eventually polls until ok, for ten seconds.
-func eventually(t testing.TB, what string, ok func() bool) {
+func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

@@ -28,6 +28,8 @@ const (
 //   - quarantined and replace, once an hour for each certificate that is served;
 //   - failed, once, when attempts have failed for an hour and no certificate is
 //     there to serve. Where one is, expiring says so in time.
+//
+// A call that is cut off by the end of the process may be made twice.
 type Webhook struct {
 	options WebhookOptions
 	log     *slog.Logger
