@@ -5,7 +5,8 @@
 // DNS and Azure DNS that write into the DNS server.
 //
 // Each part has a Start function and a Close method and can be used alone. Lab
-// bundles DNS, CA and S3. In tests the New functions are shorter: they fail the
+// bundles DNS, CA and S3, and a Tap is a way into one that numbers requests and
+// stops each before and after its effect. In tests the New functions are shorter: they fail the
 // test on an error and close the part at its end.
 //
 // Only tests and the programs in lab import this package.
