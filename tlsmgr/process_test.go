@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -31,6 +34,17 @@ const childConfig = "EDGE_TEST_REPLICA"
 // childLease names how long its leases live; "" is a second.
 const childLease = "EDGE_TEST_LEASE"
 
+// childCA names the address to dial in place of the CA's; "" is the CA's own.
+const childCA = "EDGE_TEST_CA"
+
+// childHeld makes a child that serves what is stored, and runs only once its
+// standard input ends.
+const childHeld = "EDGE_TEST_HELD"
+
+// stepListening is the first line of a child: the address of its listener, once
+// it serves what the storage has.
+const stepListening Step = "listening"
+
 // beReplica runs a Manager for a configuration file until it is killed, and
 // writes its events to standard output, a JSON object a line.
 func beReplica(path string) error {
@@ -46,7 +60,7 @@ func beReplica(path string) error {
 	events := make(chan Event, 10_000)
 	m := New(Options{
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Events: func(e Event) { events <- e },
-		LeaseTTL: ttl, Interval: 200 * time.Millisecond, DNSPoll: 20 * time.Millisecond,
+		ACMEClient: detour(os.Getenv(childCA), cfg), LeaseTTL: ttl, Interval: 200 * time.Millisecond, DNSPoll: 20 * time.Millisecond,
 		Backoff: func(int) time.Duration { return 500 * time.Millisecond },
 	})
 	change, err := m.Prepare(context.Background(), cfg)
@@ -54,6 +68,18 @@ func beReplica(path string) error {
 		return err
 	}
 	change.Commit()
+	_ = m.Load(context.Background()) // Run tries again
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", m.TLSConfig("https"))
+	if err != nil {
+		return err
+	}
+	go func() { _ = shakeHands(ln) }()
+	if err := out.Encode(Event{Step: stepListening, Detail: ln.Addr().String()}); err != nil {
+		return err
+	}
+	if os.Getenv(childHeld) != "" {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+	}
 	go func() { _ = m.Run(context.Background()) }()
 	for e := range events {
 		if err := out.Encode(e); err != nil {
@@ -63,12 +89,49 @@ func beReplica(path string) error {
 	return nil
 }
 
+// detour is a client that reaches the CA at another address than its URLs say;
+// nil without one.
+func detour(addr string, cfg *config.Config) *http.Client {
+	if addr == "" {
+		return nil
+	}
+	roots := x509.NewCertPool()
+	for _, i := range cfg.Issuers {
+		if pem, err := os.ReadFile(i.CA); err == nil {
+			roots.AppendCertsFromPEM(pem)
+		}
+	}
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots},
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		},
+	}}
+}
+
+// shakeHands does the handshake of each connection and ends it.
+func shakeHands(ln net.Listener) error {
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer func() { _ = conn.Close() }()
+			_ = conn.SetDeadline(time.Now().Add(patience))
+			_, _ = io.Copy(io.Discard, conn) // the client sees its end first
+		}()
+	}
+}
+
 // child is a replica in a process of its own.
 type child struct {
 	cmd    *exec.Cmd
 	events chan Event
 	stderr *logs
 	kill   func() // and wait
+	addr   string // that it listens on, once that is known
+	run    func() // when it is held
 }
 
 // childFile writes a configuration for children.
@@ -103,6 +166,11 @@ func spawn(t *testing.T, path string, env ...string) *child {
 	c := &child{cmd: exec.Command(os.Args[0]), events: make(chan Event, 10_000), stderr: &logs{}}
 	c.cmd.Env = append(append(os.Environ(), childConfig+"="+path), env...)
 	c.cmd.Stderr = c.stderr
+	stdin, err := c.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.run = func() { _ = stdin.Close() }
 	stdout, err := c.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
