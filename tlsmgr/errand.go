@@ -103,11 +103,10 @@ func (w *errand) finish(ctx context.Context, l *stored, j *journal, o *vault.Cer
 		return err
 	}
 	if !j.idle() || j.version != "" {
-		attempt := j.record.Attempt
-		j.settle(o.Names)
-		if w.left {
-			j.record.Attempt = attempt // its records are removed at a later look
+		if j.open() && !w.left {
+			j.record.Attempt.Records = nil
 		}
+		j.settle(o.Names, time.Now())
 		if err := w.save(ctx, w.vault, j); err != nil && !errors.Is(err, store.ErrConflict) {
 			return err
 		}
@@ -168,7 +167,7 @@ func (w *errand) failed(ctx context.Context, j *journal, names []string, cause e
 		return true, w.abandon(ctx, w.vault, w.state, j)
 	}
 	w.tally.failed(cause)
-	if out := j.quarantine(names, refusedNames(cause), w.backoff, now); len(out) > 0 {
+	if out := j.quarantine(names, refusedNames(cause, names), w.backoff, now); len(out) > 0 {
 		if len(out) == len(names) {
 			j.record.Failures++
 			j.record.Error = oneError(cause).Error()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"edge/tlsmgr/acme"
+	"edge/tlsmgr/dns"
 )
 
 // Bounds of messages, in bytes.
@@ -60,12 +61,39 @@ func verdict(err error) bool {
 }
 
 // refusedNames are the names that an attempt failed for, with reasons; empty
-// when it failed for another cause.
-func refusedNames(err error) map[string]string {
+// when it failed for another cause. What DNS failed for is about names only when
+// it is not about all of them: then it may be this replica's trouble.
+func refusedNames(err error, all []string) map[string]string {
+	if e, ok := errors.AsType[*dns.RecordsError](err); ok {
+		out := map[string]string{}
+		for _, record := range e.Names {
+			out[strings.TrimPrefix(record, "_acme-challenge.")] = oneError(err).Error()
+		}
+		if len(namesAmong(all, out)) == len(all) {
+			return nil
+		}
+		return out
+	}
 	if e, ok := errors.AsType[*acme.Error](err); ok && e.Kind != acme.RateLimited {
 		return e.Names
 	}
 	return nil
+}
+
+// namesAmong are those of all that a CA or a DNS record's name stands for: a
+// wildcard is named by its domain (RFC 8555 section 7.1.4).
+func namesAmong(all []string, refused map[string]string) map[string]string {
+	out := map[string]string{}
+	for _, n := range all {
+		reason, ok := refused[n]
+		if !ok {
+			reason, ok = refused[strings.TrimPrefix(n, "*.")]
+		}
+		if ok {
+			out[n] = reason
+		}
+	}
+	return out
 }
 
 // backoff is the pause after so many failed attempts in a row. Let's Encrypt

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"edge/config"
@@ -28,6 +27,9 @@ type journal struct {
 // maxAttemptAge is after how long an order is not worth resuming. CAs keep
 // pending orders for about a week (RFC 8555 section 7.1.3 lets them say).
 const maxAttemptAge = 3 * 24 * time.Hour
+
+// maxLeftovers bounds the ended attempts whose records could not be removed.
+const maxLeftovers = 32
 
 // readJournal loads the journal of a bundle; one that does not exist is empty.
 func readJournal(ctx context.Context, v *vault.Vault, id string) (*journal, error) {
@@ -119,14 +121,7 @@ func (j *journal) reason() string {
 // bundle that are.
 func (j *journal) quarantine(all []string, refused map[string]string, pause func(failures int) time.Duration, now time.Time) []string {
 	var out []string
-	for _, n := range all {
-		reason, ok := refused[n]
-		if !ok {
-			reason, ok = refused[strings.TrimPrefix(n, "*.")] // the CA names a wildcard by its domain (RFC 8555 section 7.1.4)
-		}
-		if !ok {
-			continue
-		}
+	for n, reason := range namesAmong(all, refused) {
 		if j.record.Quarantine == nil {
 			j.record.Quarantine = map[string]vault.Quarantined{}
 		}
@@ -139,6 +134,7 @@ func (j *journal) quarantine(all []string, refused map[string]string, pause func
 		j.record.Quarantine[n] = q
 		out = append(out, n)
 	}
+	slices.Sort(out)
 	return out
 }
 
@@ -157,8 +153,11 @@ func quarantineFor(failures int, pause func(int) time.Duration) time.Duration {
 }
 
 // settle ends the work without a failure: names were issued.
-func (j *journal) settle(issued []string) {
-	j.record.Attempt, j.record.Failures, j.record.Error, j.record.Next = nil, 0, "", time.Time{}
+func (j *journal) settle(issued []string, now time.Time) {
+	if j.open() {
+		j.leave(now)
+	}
+	j.record.Failures, j.record.Error, j.record.Next = 0, "", time.Time{}
 	for _, n := range issued {
 		delete(j.record.Quarantine, n)
 	}
@@ -173,7 +172,19 @@ func (j *journal) done(l *stored) bool {
 
 // idle reports whether there is nothing worth remembering.
 func (j *journal) idle() bool {
-	return j == nil || j.record.Attempt == nil && j.record.Failures == 0 && len(j.record.Quarantine) == 0
+	return j == nil || j.record.Attempt == nil && j.record.Failures == 0 && len(j.record.Quarantine) == 0 && len(j.record.Leftovers) == 0
+}
+
+// untidy reports whether something of an earlier attempt stands in DNS, or may.
+func (j *journal) untidy() bool { return j != nil && (j.open() || len(j.record.Leftovers) > 0) }
+
+// leave moves the records of the attempt, which ends, to what is to be removed.
+func (j *journal) leave(now time.Time) {
+	a := j.record.Attempt
+	if len(a.Records) > 0 && len(j.record.Leftovers) < maxLeftovers {
+		j.record.Leftovers = append(slices.Clone(j.record.Leftovers), vault.Leftover{Issuer: a.Issuer, Records: a.Records, Since: now.UTC()})
+	}
+	j.record.Attempt = nil
 }
 
 // resumable reports whether the attempt in j is what is wanted now: an heir

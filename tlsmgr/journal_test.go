@@ -170,3 +170,17 @@ func missing(r *replica) []string {
 	s := r.Status()
 	return s.Missing()
 }
+
+func TestZoneThatCannotBeChangedDoesNotKeepOthersFromBeingIssued(t *testing.T) {
+	t.Parallel()
+	lab := acmelab.New(t, acmelab.Options{DNS: acmelab.DNSOptions{Zones: []string{"example.test", "other.test"}}})
+	cfg := labConfig(t, lab)
+	cfg.Providers["lab"].Zones = []string{"example.test"} // nobody can change other.test
+	cfg.Certificates["both"] = &config.Certificate{Name: "both", Names: []string{"a.example.test", "a.other.test"}, Issuers: []string{"lab"}, KeyTypes: []config.KeyType{config.P256}}
+	m := start(t, cfg, func(o *Options) { o.Backoff = func(int) time.Duration { return time.Hour } })
+	m.until(t, "both", StepLoaded)
+	s := m.one(t)
+	if !slices.Equal(s.Names, []string{"a.example.test"}) || !slices.Equal(s.LeftOut, []string{"a.other.test"}) || !strings.Contains(s.Error, "no DNS provider") {
+		t.Errorf("names %v, left out %v: %s", s.Names, s.LeftOut, s.Error)
+	}
+}

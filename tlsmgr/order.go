@@ -184,7 +184,7 @@ func (o *order) authorize(ctx context.Context) error {
 	}
 	defer withdraw()
 	if err := o.acme.Validate(ctx, proofs, kind); err != nil {
-		o.m.spoiled(ctx, o.vault, o.issuer, refusedNames(err))
+		o.m.spoiled(ctx, o.vault, o.issuer, refusedNames(err, nil))
 		return err
 	}
 	o.say(ctx, StepValidate, "%d names proven", len(proofs))

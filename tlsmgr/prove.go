@@ -44,6 +44,9 @@ func (o *order) presentRecords(ctx context.Context, proofs []acme.Proof) (withdr
 	}
 	presented, err := o.issuer.solver.Present(ctx, records)
 	if err != nil {
+		if e, ok := errors.AsType[*dns.RecordsError](err); ok && e.Untouched {
+			a.Records = nil
+		}
 		o.orphan(ctx, records)
 		return nil, oneError(err)
 	}
@@ -79,7 +82,7 @@ func (o *order) sweep(ctx context.Context) {
 	defer cancel()
 	a := o.attempt()
 	o.m.retract(ctx, o.vault, a.Tokens)
-	records := slices.DeleteFunc(recordsOf(a), func(r dns.Record) bool { return slices.Contains(o.mine, r) })
+	records := slices.DeleteFunc(asRecords(a.Records), func(r dns.Record) bool { return slices.Contains(o.mine, r) })
 	if len(records) > 0 && o.issuer.solver != nil {
 		o.removed(ctx, o.issuer.solver.Sweep(ctx, records))
 	}
@@ -153,32 +156,49 @@ func (m *Manager) adoptOne(ctx context.Context, v *vault.Vault, r orphan) (done 
 }
 
 // abandon ends the attempt in j without a certificate: what it left in DNS and
-// in the storage is removed.
+// in the storage is removed. What cannot be removed now is tried again later; it
+// is no reason to keep names from being issued.
 func (m *Manager) abandon(ctx context.Context, v *vault.Vault, st *state, j *journal) error {
-	a := j.record.Attempt
-	if a == nil {
+	if !j.untidy() {
 		return nil
 	}
-	if len(a.Records) > 0 {
-		i := st.issuers[a.Issuer]
-		switch {
-		case i != nil && i.solver != nil:
-			if err := i.solver.Sweep(ctx, recordsOf(a)); err != nil {
-				return fmt.Errorf("remove the challenge records of an earlier order: %w", oneError(err))
-			}
-		case time.Since(a.StartedAt) < maxAttemptAge:
-			return fmt.Errorf("challenge records of an earlier order are left, and issuer %q is not configured any more", a.Issuer)
+	if a := j.record.Attempt; a != nil {
+		m.retract(ctx, v, a.Tokens)
+		j.leave(time.Now())
+	}
+	var left []vault.Leftover
+	for _, l := range j.record.Leftovers {
+		err := m.remove(ctx, st, l)
+		if err == nil {
+			continue
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		keep := time.Since(l.Since) < maxAttemptAge
+		m.log.LogAttrs(ctx, slog.LevelWarn, "challenge records left behind", slog.String("certificate", j.record.ID),
+			slog.Bool("again", keep), slog.Any("error", oneError(err)))
+		if keep {
+			left = append(left, l)
 		}
 	}
-	m.retract(ctx, v, a.Tokens)
-	j.record.Attempt = nil
+	j.record.Leftovers = left
 	return m.save(ctx, v, j)
 }
 
-// recordsOf are the challenge records that may stand in DNS for an attempt.
-func recordsOf(a *vault.Attempt) []dns.Record {
-	records := make([]dns.Record, 0, len(a.Records))
-	for _, r := range a.Records {
+// remove deletes records from DNS.
+func (m *Manager) remove(ctx context.Context, st *state, l vault.Leftover) error {
+	i := st.issuers[l.Issuer]
+	if i == nil || i.solver == nil {
+		return fmt.Errorf("issuer %q, whose order it was, is not in use any more", l.Issuer)
+	}
+	return i.solver.Sweep(ctx, asRecords(l.Records))
+}
+
+// asRecords are stored records as package dns takes them.
+func asRecords(stored []vault.Record) []dns.Record {
+	records := make([]dns.Record, 0, len(stored))
+	for _, r := range stored {
 		records = append(records, dns.Record{Name: r.Name, Value: r.Value})
 	}
 	return records

@@ -494,11 +494,15 @@ func (m *Manager) forget(gone map[string]*stored) {
 
 // settleForeign ends attempts of certificates that no plan wants any more.
 func (m *Manager) settleForeign(ctx context.Context, v *vault.Vault, st *state, work *sync.WaitGroup) {
+	now := time.Now()
 	m.mu.Lock()
 	var ids []string
-	for id, j := range m.journals {
-		if j.open() && st.bundles[id] == nil && !m.jobLocked(id).busy {
-			m.jobs[id].busy = true
+	for id, jr := range m.journals {
+		if !jr.untidy() || st.bundles[id] != nil {
+			continue
+		}
+		if j := m.jobLocked(id); !j.busy && !now.Before(j.sweepAt) {
+			j.busy, j.sweepAt = true, now.Add(sweepPause)
 			ids = append(ids, id)
 		}
 	}

@@ -18,6 +18,7 @@ const (
 	maxContests  = 7                // most doublings: 21 hours
 	waitAgain    = 2 * time.Second  // after a wait for another replica that the storage cut short
 	maxSwapPause = 16 * time.Second // between two attempts to store a certificate; half a minute in all
+	sweepPause   = time.Minute      // between two attempts to remove what an order left; the first is made at once
 	maxRounds    = 4                // orders of one attempt: each leaves out the names that the one before was refused
 	maxOrphans   = 64               // sets of challenge records that are looked after
 )
@@ -35,13 +36,14 @@ type job struct {
 	since    time.Time // when there was first nothing to serve; zero when there is
 	warned   bool      // about that
 	settled  bool      // the storage has had what this plan wants
+	sweepAt  time.Time // when to try again to remove what an order left
 	contests int       // how often another replica undid that
 	yields   bool      // to that replica until next
 }
 
 // rest ends the work without a failure.
 func (j *job) rest() {
-	*j = job{settled: j.settled, contests: j.contests, since: j.since, warned: j.warned}
+	*j = job{settled: j.settled, contests: j.contests, since: j.since, warned: j.warned, sweepAt: j.sweepAt}
 }
 
 // loaded takes note of a certificate that serves from now on. Who waits for
@@ -124,8 +126,8 @@ func (m *Manager) choreLocked(st *state, b *Bundle, now time.Time) task {
 	if at := st.askAt(b, l); !at.IsZero() && !now.Before(at) && !now.Before(j.next) {
 		what = doAsk
 	}
-	if jr.open() {
-		what = doSweep
+	if jr.untidy() && !now.Before(j.sweepAt) {
+		what, j.sweepAt = doSweep, now.Add(sweepPause)
 	}
 	j.busy = what != doNothing
 	return what
@@ -162,15 +164,17 @@ func (m *Manager) sweep(ctx context.Context, v *vault.Vault, st *state, b *Bundl
 		return err
 	}
 	j, err := readJournal(ctx, v, b.ID)
-	if err != nil || !j.open() || st.needs(b, l, j, time.Now()) != needNothing {
+	if err != nil || !j.untidy() {
 		return err
 	}
-	attempt := j.record.Attempt.Names
-	if err := m.abandon(ctx, v, st, j); err != nil {
-		return err
+	if planned := st.bundles[b.ID]; planned != nil && j.open() && st.needs(planned, l, j, time.Now()) != needNothing {
+		return nil // to be resumed
 	}
-	j.settle(attempt)
-	return m.save(ctx, v, j)
+	if j.open() {
+		m.retract(ctx, v, j.record.Attempt.Tokens)
+		j.settle(j.record.Attempt.Names, time.Now())
+	}
+	return m.abandon(ctx, v, st, j)
 }
 
 // waits reports whether the next attempt has to wait: for its time here, for the

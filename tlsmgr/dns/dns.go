@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -158,11 +159,13 @@ type group struct {
 	provider *provider
 	zone     string   // canonical, with final dot
 	records  []Record // names are targets of CNAMEs, canonical, with final dot
+	asked    []string // the names that lead to them, likewise
 }
 
 // Present adds the records: one append for each zone, all zones at once. Either
 // all of them are added, or an error says for each zone why not and those that
-// were added are deleted again.
+// were added are deleted again. It is a *RecordsError where only some of the
+// records are at fault.
 func (s *Solver) Present(ctx context.Context, records []Record) (*Presented, error) {
 	groups, err := s.plan(ctx, records)
 	if err != nil {
@@ -177,7 +180,15 @@ func (s *Solver) Present(ctx context.Context, records []Record) (*Presented, err
 		return nil
 	})
 	p := &Presented{solver: s, groups: groups, pending: groups}
-	err = errors.Join(errs...)
+	var asked []string
+	for i, g := range groups {
+		if errs[i] != nil {
+			asked = append(asked, g.asked...)
+		}
+	}
+	if err = errors.Join(errs...); err != nil {
+		err = blame(ctx, asked, err)
+	}
 	if err == nil && ctx.Err() != nil {
 		err = fmt.Errorf("present challenge records: %w", context.Cause(ctx))
 	}
@@ -203,7 +214,7 @@ func (s *Solver) Sweep(ctx context.Context, records []Record) error {
 			errs = append(errs, err)
 			continue
 		}
-		errs = append(errs, some(lost))
+		errs = append(errs, some(slices.Collect(maps.Values(lost))))
 		errs = append(errs, s.each(groups, func(g *group) error { return g.remove(ctx) })...)
 	}
 	return errors.Join(errs...)

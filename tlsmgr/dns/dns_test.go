@@ -294,6 +294,9 @@ func TestNameWithoutProviderStopsTheOrderBeforeItBegins(t *testing.T) {
 	s := solver(t, d, Options{Providers: []*config.Provider{updates(t, d, "lab", "example.test")}})
 	_, err := s.Present(t.Context(), []Record{{"_acme-challenge.example.test", "v"}, {"_acme-challenge.www.other.test", "v"}})
 	wantError(t, err, "_acme-challenge.www.other.test", "no DNS provider for zone other.test", "lab for example.test", "add the zone")
+	if e, ok := errors.AsType[*RecordsError](err); !ok || !slices.Equal(e.Names, []string{"_acme-challenge.www.other.test"}) || !e.Untouched {
+		t.Errorf("error %#v blames other names", err)
+	}
 	if _, n := d.Counts(); n != 0 {
 		t.Errorf("%d updates, want none", n)
 	}
@@ -336,6 +339,9 @@ func TestFailedZoneTakesTheOthersBack(t *testing.T) {
 		{"_acme-challenge.good.test", "v"}, {"_acme-challenge.bad.test", "v"}, {"_acme-challenge.fine.test", "v"},
 	})
 	wantError(t, err, "zone bad.test", "provider bad (rfc2136)", "SERVFAIL")
+	if e, ok := errors.AsType[*RecordsError](err); !ok || !slices.Equal(e.Names, []string{"_acme-challenge.bad.test"}) || e.Untouched {
+		t.Errorf("error %#v blames other names", err)
+	}
 	if names := good.TXTNames(); len(names) != 0 {
 		t.Errorf("left behind: %q", names)
 	}

@@ -111,6 +111,32 @@ func reason(err error) string {
 	return oneLine(err.Error())
 }
 
+// A RecordsError is a failure that some records of an order have caused; without
+// them the others may be presented. A failure of everything, as when the context
+// ends, is none.
+type RecordsError struct {
+	Names     []string // of the records as they were asked for, without final dot, sorted
+	Untouched bool     // it was seen before anything was written, for any record
+	cause     error
+}
+
+func (e *RecordsError) Error() string { return e.cause.Error() }
+
+func (e *RecordsError) Unwrap() error { return e.cause }
+
+// blame makes cause a RecordsError, unless ctx has ended.
+func blame(ctx context.Context, names []string, cause error) error {
+	if ctx.Err() != nil {
+		return cause
+	}
+	bareNames := make([]string, 0, len(names))
+	for _, n := range names {
+		bareNames = append(bareNames, bare(n))
+	}
+	slices.Sort(bareNames)
+	return &RecordsError{Names: slices.Compact(bareNames), cause: cause}
+}
+
 // some joins errors like errors.Join, but only the first few: when a resolver
 // is down every name of an order says the same.
 func some(errs []error) error {

@@ -20,21 +20,23 @@ const namesAtOnce = 8
 // Wait returns when all authoritative servers of all zones show every value. It
 // looks at once, then every Options.Poll, at all of them in parallel, and gives
 // up after Options.Timeout. The error names each server that was not satisfied
-// and what it last answered.
+// and what it last answered; it is a *RecordsError with the names of the zones
+// that it is about.
 //
 // A name server with several addresses is judged by those that answer: a host
 // without IPv6 is no reason to wait. One that answers at none of them has failed;
 // one that has none is left out (see nameServers).
 func (p *Presented) Wait(ctx context.Context) error {
-	begin := time.Now()
+	begin, outer := time.Now(), ctx
 	ctx, cancel := context.WithTimeout(ctx, p.solver.timeout)
 	defer cancel()
-	zones, advice := map[string]want{}, map[string]string{}
+	zones, advice, asked := map[string]want{}, map[string]string{}, map[string][]string{}
 	for _, g := range p.groups {
 		if zones[g.zone] == nil {
 			zones[g.zone] = want{}
 		}
 		advice[g.zone] = g.provider.unseen
+		asked[g.zone] = append(asked[g.zone], g.asked...)
 		for _, r := range g.records {
 			zones[g.zone][r.Name] = append(zones[g.zone][r.Name], r.Value)
 		}
@@ -46,8 +48,14 @@ func (p *Presented) Wait(ctx context.Context) error {
 		wg.Go(func() { errs[i] = p.solver.waitZone(ctx, zone, zones[zone], advice[zone]) })
 	}
 	wg.Wait()
+	var blamed []string
+	for i, zone := range names {
+		if errs[i] != nil {
+			blamed = append(blamed, asked[zone]...)
+		}
+	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("challenge records not visible after %s: %w", time.Since(begin).Round(time.Millisecond), err)
+		return blame(outer, blamed, fmt.Errorf("challenge records not visible after %s: %w", time.Since(begin).Round(time.Millisecond), err))
 	}
 	return nil
 }

@@ -38,11 +38,20 @@ type place struct {
 // without a provider does not leave the others half done; all such names, within
 // reason, are reported at once.
 func (s *Solver) plan(ctx context.Context, records []Record) ([]*group, error) {
-	groups, errs, err := s.group(ctx, records)
-	if err == nil {
-		err = some(errs)
-	}
+	groups, lost, err := s.group(ctx, records)
 	if err != nil {
+		return nil, err
+	}
+	if len(lost) > 0 {
+		names := sortedKeys(lost)
+		errs := make([]error, len(names))
+		for i, name := range names {
+			errs[i] = lost[name]
+		}
+		err := blame(ctx, names, some(errs))
+		if e, ok := errors.AsType[*RecordsError](err); ok {
+			e.Untouched = true
+		}
 		return nil, err
 	}
 	return groups, nil
@@ -50,7 +59,7 @@ func (s *Solver) plan(ctx context.Context, records []Record) ([]*group, error) {
 
 // group puts those records into groups whose places are found, and says of the
 // other names why not.
-func (s *Solver) group(ctx context.Context, records []Record) (groups []*group, errs []error, err error) {
+func (s *Solver) group(ctx context.Context, records []Record) (groups []*group, lost map[string]error, err error) {
 	if len(records) > maxRecords {
 		return nil, nil, fmt.Errorf("%d challenge records at once (at most %d are allowed)", len(records), maxRecords)
 	}
@@ -64,7 +73,7 @@ func (s *Solver) group(ctx context.Context, records []Record) (groups []*group, 
 	}
 	names := sortedKeys(values)
 	places := make([]place, len(names))
-	errs = make([]error, len(names))
+	errs := make([]error, len(names))
 	var eg errgroup.Group
 	eg.SetLimit(maxParallel)
 	for i, name := range names {
@@ -74,9 +83,11 @@ func (s *Solver) group(ctx context.Context, records []Record) (groups []*group, 
 		})
 	}
 	_ = eg.Wait() // each name has its own error
+	lost = map[string]error{}
 	for i, name := range names {
 		at := places[i]
 		if errs[i] != nil {
+			lost[name] = errs[i]
 			continue
 		}
 		n := slices.IndexFunc(groups, func(g *group) bool { return g.provider == at.provider && g.zone == at.zone })
@@ -84,6 +95,7 @@ func (s *Solver) group(ctx context.Context, records []Record) (groups []*group, 
 			n = len(groups)
 			groups = append(groups, &group{provider: at.provider, zone: at.zone})
 		}
+		groups[n].asked = append(groups[n].asked, name)
 		for _, v := range values[name] {
 			r := Record{Name: at.target, Value: v}
 			if !slices.Contains(groups[n].records, r) {
@@ -91,7 +103,7 @@ func (s *Solver) group(ctx context.Context, records []Record) (groups []*group, 
 			}
 		}
 	}
-	return groups, errs, nil
+	return groups, lost, nil
 }
 
 // locate finds where the record at name belongs. When the resolvers cannot be

@@ -84,6 +84,7 @@ type Order struct {
 	Error      string                 `json:"error,omitempty"`    // of the last failure
 	Next       time.Time              `json:"next,omitzero"`      // not to be tried before
 	Quarantine map[string]Quarantined `json:"quarantine,omitempty"`
+	Leftovers  []Leftover             `json:"leftovers,omitempty"`
 	Noticed    string                 `json:"noticed,omitempty"` // what the operator was told last
 	Owner      string                 `json:"owner,omitempty"`   // replica that wrote it
 	UpdatedAt  time.Time              `json:"updated_at,omitzero"`
@@ -114,6 +115,13 @@ type Attempt struct {
 	Records    []Record         `json:"records,omitempty"` // that may stand in DNS
 	Tokens     []string         `json:"tokens,omitempty"`  // ids of challenges that may be stored
 	StartedAt  time.Time        `json:"started_at"`
+}
+
+// Leftover is what could not be removed from DNS when an attempt ended.
+type Leftover struct {
+	Issuer  string    `json:"issuer"` // whose providers can remove it
+	Records []Record  `json:"records"`
+	Since   time.Time `json:"since"`
 }
 
 // Record is a TXT record that edge set.
