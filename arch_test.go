@@ -41,8 +41,8 @@ var programs = []string{"cmd/edge", "lab/demo", "lab/demo/stage"}
 // walls keeps a dependency behind the packages that hide it.
 var walls = map[string][]string{
 	"go.yaml.in/yaml":                                       {"config"},
-	"github.com/mholt/acmez":                                {"tlsmgr", "tlsmgr/acme"},
-	"go.uber.org/zap":                                       {"tlsmgr", "tlsmgr/acme"},
+	"github.com/mholt/acmez":                                {"tlsmgr/acme"},
+	"go.uber.org/zap":                                       {"tlsmgr/acme"},
 	"github.com/caddyserver/certmagic":                      {"tlsmgr", "tlsmgr/store", "tlsmgr/dns", "tlsmgr/transfer"},
 	"github.com/libdns":                                     {"tlsmgr/dns"},
 	"github.com/miekg/dns":                                  {"tlsmgr/dns"},
