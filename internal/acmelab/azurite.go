@@ -23,7 +23,7 @@ import (
 // (https://learn.microsoft.com/azure/storage/common/storage-use-azurite#well-known-storage-account-and-key).
 const (
 	AzuriteAccount = "devstoreaccount1"
-	AzuriteKey     = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==" //nolint:gosec // the same everywhere
+	AzuriteKey     = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
 
 // Bounds of the process.
@@ -49,7 +49,7 @@ type Azurite struct {
 
 	scripted
 	cmd    *exec.Cmd
-	exited chan error
+	exited chan struct{} // closed then
 }
 
 // StartAzurite runs Azurite, which is found in PATH or by EDGE_AZURITE: the
@@ -60,7 +60,7 @@ func StartAzurite(o AzuriteOptions) (*Azurite, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Azurite{exited: make(chan error, 1)}
+	a := &Azurite{exited: make(chan struct{})}
 	backend, err := a.run(program)
 	if err != nil {
 		return nil, err
@@ -75,6 +75,8 @@ func StartAzurite(o AzuriteOptions) (*Azurite, error) {
 			return nil, errors.Join(err, a.Close())
 		}
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.requests = map[string]int{} // only those of the test count
 	return a, nil
 }
@@ -94,7 +96,7 @@ func findAzurite() (string, error) {
 	const name = "azurite-blob"
 	if at := os.Getenv("EDGE_AZURITE"); at != "" {
 		for _, path := range []string{at, filepath.Join(at, name), filepath.Join(at, "node_modules", ".bin", name)} {
-			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() { //nolint:gosec // the developer says where it is
 				return path, nil
 			}
 		}
@@ -129,7 +131,8 @@ func (a *Azurite) run(program string) (*url.URL, error) {
 				found <- address
 			}
 		}
-		a.exited <- a.cmd.Wait()
+		_ = a.cmd.Wait() // "signal: killed"
+		close(a.exited)
 	}()
 	timer := time.NewTimer(azuriteStart)
 	defer timer.Stop()
@@ -148,7 +151,7 @@ func (a *Azurite) run(program string) (*url.URL, error) {
 func (a *Azurite) end() error {
 	_ = syscall.Kill(-a.cmd.Process.Pid, syscall.SIGKILL) // fails only when it is gone
 	select {
-	case <-a.exited: // "signal: killed"
+	case <-a.exited:
 		return nil
 	case <-time.After(2 * azuriteStop):
 		return errors.New("acmelab: azurite-blob does not end")
@@ -177,10 +180,10 @@ func (a *Azurite) create(name string) error {
 	return nil
 }
 
-// StoreURL is the URL of a certificate store in container, below prefix. The
+// StoreURL is the URL of a certificate store in the container name, below prefix. The
 // store takes the key from the environment; see Env.
-func (a *Azurite) StoreURL(container, prefix string) string {
-	u := url.URL{Scheme: "azblob", Host: container, Path: "/" + prefix, RawQuery: url.Values{
+func (a *Azurite) StoreURL(name, prefix string) string {
+	u := url.URL{Scheme: "azblob", Host: name, Path: "/" + prefix, RawQuery: url.Values{
 		"account": {AzuriteAccount}, "endpoint": {a.Endpoint},
 	}.Encode()}
 	return u.String()

@@ -122,6 +122,15 @@ func gcsPath(u *url.URL) (bucket, object string, isObject bool) {
 	return parts[0], object, isObject
 }
 
+// gcsCall is one request to a bucket that exists, with state locked.
+type gcsCall struct {
+	w              http.ResponseWriter
+	r              *http.Request
+	query          url.Values
+	bucket, object string
+	objects        map[string]gcsObject
+}
+
 func (s *GCS) serve(w http.ResponseWriter, r *http.Request) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -133,31 +142,12 @@ func (s *GCS) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	bucket, object, isObject := gcsPath(r.URL)
-	upload := strings.HasPrefix(r.URL.Path, "/upload/")
-	s.state.Lock()
-	defer s.state.Unlock()
-	objects, ok := s.buckets[bucket]
-	var known []string
-	var handle func(http.ResponseWriter, *http.Request, map[string]gcsObject, url.Values)
-	switch {
-	case bucket == "":
+	if bucket == "" {
 		answerGCS(w, http.StatusNotFound, "notFound", "Not Found")
 		return
-	case upload && !isObject && r.Method == http.MethodPost:
-		known, handle = []string{"uploadType", "name", "ifGenerationMatch", "fields"}, s.insert
-	case !upload && !isObject && r.Method == http.MethodGet:
-		known, handle = []string{"prefix", "pageToken", "maxResults", "fields"}, s.list
-	case !upload && isObject && r.Method == http.MethodGet:
-		known = []string{"alt", "fields"}
-		handle = func(w http.ResponseWriter, _ *http.Request, objects map[string]gcsObject, query url.Values) {
-			readGCS(w, bucket, object, objects, query)
-		}
-	case !upload && isObject && r.Method == http.MethodDelete:
-		known = []string{"ifGenerationMatch"}
-		handle = func(w http.ResponseWriter, _ *http.Request, objects map[string]gcsObject, query url.Values) {
-			deleteGCS(w, bucket, object, objects, query)
-		}
-	default:
+	}
+	handle, known := s.method(r, isObject)
+	if handle == nil {
 		answerGCS(w, http.StatusMethodNotAllowed, "methodNotAllowed", "Method not allowed.")
 		return
 	}
@@ -167,16 +157,40 @@ func (s *GCS) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	s.state.Lock()
+	defer s.state.Unlock()
+	objects, ok := s.buckets[bucket]
 	if !ok {
 		answerGCS(w, http.StatusNotFound, "notFound", "The specified bucket does not exist.")
 		return
 	}
-	handle(w, r, objects, query)
+	handle(gcsCall{w: w, r: r, query: query, bucket: bucket, object: object, objects: objects})
+}
+
+// method returns what handles r, and the parameters that it knows; nil is
+// nothing.
+func (s *GCS) method(r *http.Request, isObject bool) (handle func(gcsCall), known []string) {
+	verb := r.Method
+	if strings.HasPrefix(r.URL.Path, "/upload/") {
+		verb = "upload by " + verb
+	}
+	switch {
+	case verb == "upload by POST" && !isObject:
+		return s.insert, []string{"uploadType", "name", "ifGenerationMatch", "fields"}
+	case verb == http.MethodGet && !isObject:
+		return s.list, []string{"prefix", "pageToken", "maxResults", "fields"}
+	case verb == http.MethodGet:
+		return gcsCall.get, []string{"alt", "fields"}
+	case verb == http.MethodDelete && isObject:
+		return gcsCall.remove, []string{"ifGenerationMatch"}
+	}
+	return nil, nil
 }
 
 // insert is https://cloud.google.com/storage/docs/json_api/v1/objects/insert
 // with uploadType=media.
-func (s *GCS) insert(w http.ResponseWriter, r *http.Request, objects map[string]gcsObject, query url.Values) {
+func (s *GCS) insert(c gcsCall) {
+	w, r, query, objects := c.w, c.r, c.query, c.objects
 	name := query.Get("name")
 	switch {
 	case query.Get("uploadType") != "media":
@@ -201,7 +215,7 @@ func (s *GCS) insert(w http.ResponseWriter, r *http.Request, objects map[string]
 	now := time.Now().UTC()
 	s.last = max(s.last+1, now.UnixMicro())
 	o := gcsObject{content: content, generation: s.last, updated: now}
-	fields, ok := gcsFields(w, query, o.resource("", name))
+	fields, ok := gcsFields(w, query, o.resource(c.bucket, name))
 	if !ok {
 		return
 	}
@@ -225,8 +239,9 @@ func holdsGCS(w http.ResponseWriter, query url.Values, generation int64) bool {
 	return err == nil && want == generation
 }
 
-func readGCS(w http.ResponseWriter, bucket, name string, objects map[string]gcsObject, query url.Values) {
-	o, ok := objects[name]
+func (c gcsCall) get() {
+	w, query, bucket, name := c.w, c.query, c.bucket, c.object
+	o, ok := c.objects[name]
 	media := query.Get("alt") == "media"
 	switch {
 	case !media && query.Get("alt") != "" && query.Get("alt") != "json":
@@ -247,22 +262,23 @@ func readGCS(w http.ResponseWriter, bucket, name string, objects map[string]gcsO
 	}
 }
 
-func deleteGCS(w http.ResponseWriter, bucket, name string, objects map[string]gcsObject, query url.Values) {
-	o, ok := objects[name]
-	if !holdsGCS(w, query, o.generation) {
+func (c gcsCall) remove() {
+	o, ok := c.objects[c.object]
+	if !holdsGCS(c.w, c.query, o.generation) {
 		return
 	}
 	if !ok {
-		answerGCS(w, http.StatusNotFound, "notFound", "No such object: "+bucket+"/"+name)
+		answerGCS(c.w, http.StatusNotFound, "notFound", "No such object: "+c.bucket+"/"+c.object)
 		return
 	}
-	delete(objects, name)
-	w.WriteHeader(http.StatusNoContent)
+	delete(c.objects, c.object)
+	c.w.WriteHeader(http.StatusNoContent)
 }
 
 // list is https://cloud.google.com/storage/docs/json_api/v1/objects/list. Its
 // page token is the last name of the page before.
-func (s *GCS) list(w http.ResponseWriter, _ *http.Request, objects map[string]gcsObject, query url.Values) {
+func (s *GCS) list(c gcsCall) {
+	w, query, objects := c.w, c.query, c.objects
 	size, err := s.pageSize, error(nil)
 	if query.Has("maxResults") {
 		size, err = strconv.Atoi(query.Get("maxResults"))
@@ -284,7 +300,7 @@ func (s *GCS) list(w http.ResponseWriter, _ *http.Request, objects map[string]gc
 			result["nextPageToken"] = "after:" + last
 			break
 		}
-		items = append(items, objects[name].resource("", name))
+		items = append(items, objects[name].resource(c.bucket, name))
 		last = name
 	}
 	if len(items) > 0 { // Google leaves it out too

@@ -96,7 +96,7 @@ func TestGCSRefusesWhatItDoesNotKnow(t *testing.T) {
 		{http.MethodGet, list + "?prefix=a&prefix=b", 400, "Invalid parameter: prefix"},
 		{http.MethodGet, list + "?maxResults=many", 400, "Invalid value"},
 		{http.MethodGet, list + "?pageToken=guess", 400, "Invalid value"},
-		{http.MethodGet, list + "?fields=items(nmae)", 400, "Invalid field selection"},
+		{http.MethodGet, list + "?fields=items(title)", 400, "Invalid field selection"},
 		{http.MethodGet, list + "?fields=items(name", 400, "Invalid field selection"},
 		{http.MethodGet, list + "?a=%zz", 400, "Invalid query"},
 		{http.MethodPost, gcsInsert(g, "a", "&ifMetagenerationMatch=1"), 400, "Invalid parameter: ifMetagenerationMatch"},

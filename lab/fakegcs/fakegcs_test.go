@@ -1,6 +1,7 @@
 package fakegcs
 
 import (
+	"io"
 	"net/url"
 	"os"
 	"strconv"
@@ -17,7 +18,7 @@ const bucket = "edge-test"
 // newServer starts fake-gcs-server, in memory, with one bucket.
 func newServer(t *testing.T) string {
 	t.Helper()
-	s, err := fakestorage.NewServerWithOptions(fakestorage.Options{Scheme: "http", Host: "127.0.0.1", Writer: testWriter{t}})
+	s, err := fakestorage.NewServerWithOptions(fakestorage.Options{Scheme: "http", Host: "127.0.0.1", Writer: io.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,10 +26,6 @@ func newServer(t *testing.T) string {
 	s.CreateBucketWithOpts(fakestorage.CreateBucketOpts{Name: bucket})
 	return s.URL()
 }
-
-type testWriter struct{ t *testing.T }
-
-func (testWriter) Write(p []byte) (int, error) { return len(p), nil }
 
 func storeURL(endpoint, prefix string) string {
 	return "gs://" + bucket + "/" + prefix + "?endpoint=" + url.QueryEscape(endpoint)
@@ -43,4 +40,16 @@ func TestFakeGCSServerKeepsTheContract(t *testing.T) {
 	})
 }
 
-func TestMain(m *testing.M) { os.Exit(m.Run()) }
+func TestLeasesOnFakeGCSServerStandTorture(t *testing.T) {
+	endpoint := newServer(t)
+	storetest.Torture(t, func(t *testing.T) string {
+		t.Helper()
+		return storeURL(endpoint, t.Name())
+	})
+}
+
+func TestMain(m *testing.M) {
+	if !storetest.Contend() {
+		os.Exit(m.Run())
+	}
+}

@@ -265,7 +265,7 @@ func (d *azureDriver) list(ctx context.Context, dir, token string) (page, error)
 	if err != nil {
 		return page{}, err
 	}
-	options := &container.ListBlobsFlatOptions{Prefix: to.Ptr(d.below(dir)), MaxResults: &d.pageSize}
+	options := &container.ListBlobsFlatOptions{Prefix: new(d.below(dir)), MaxResults: &d.pageSize}
 	if token != "" {
 		options.Marker = &token
 	}

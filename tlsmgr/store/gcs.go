@@ -51,7 +51,7 @@ var gcsBucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$`)
 func openGCS(u *url.URL) (driver, string, error) {
 	d := &gcsDriver{pageSize: pageSize, http: newHTTPClient()}
 	var err error
-	d.bucketURL, err = parseBucket(u, bucketRules{
+	d.bucketURL, err = parseBucket(u, bucketRules{ //nolint:gosec // no credentials, but where they are set
 		noun: "bucket", names: gcsBucketName, set: d.set,
 		secrets: "set GOOGLE_APPLICATION_CREDENTIALS, add credentials=/path/of/key.json, or use workload identity",
 		example: "gs://bucket/prefix?credentials=/etc/edge/key.json",

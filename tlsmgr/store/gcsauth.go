@@ -64,7 +64,7 @@ func (t *tokens) find() (oauth2.TokenSource, error) {
 }
 
 func credentialsFile(ctx context.Context, path string) (oauth2.TokenSource, error) {
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // the operator names it
 	if err != nil {
 		return nil, &fault{fmt.Sprintf("file %s with credentials cannot be read: %s", path, innermost(err)), "check credentials in the storage URL", err}
 	}

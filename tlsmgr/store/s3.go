@@ -40,7 +40,7 @@ var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 func openS3(u *url.URL) (driver, string, error) {
 	d := &s3Driver{pageSize: pageSize}
 	var err error
-	d.bucketURL, err = parseBucket(u, bucketRules{
+	d.bucketURL, err = parseBucket(u, bucketRules{ //nolint:gosec // no credentials, but where they are set
 		noun: "bucket", names: bucketName, set: d.set,
 		secrets: "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or use a role",
 		example: "s3://bucket/prefix?region=eu-west-1&endpoint=https://host&path_style=true",

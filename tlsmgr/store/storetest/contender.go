@@ -83,7 +83,7 @@ func contend(text string, tell func(report)) error {
 	defer cancel()
 	go func() { // the pipe ends with the test
 		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(1)
+		cancel()
 	}()
 	s, err := store.Open(ctx, o.URL, store.Options{Owner: o.Name, LeaseTTL: o.TTL, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -112,7 +112,7 @@ func takeTurn(ctx context.Context, s *store.Store, o orders, id string, tell fun
 	if err := json.Unmarshal([]byte(cmp.Or(string(value), "{}")), &j); err != nil {
 		return err
 	}
-	time.Sleep(rand.N(o.Hold)) //nolint:gosec // the work
+	pass(ctx, rand.N(o.Hold)) //nolint:gosec // the work
 	next, err := json.Marshal(journal{Count: j.Count + 1, IDs: append(slices.Clone(j.IDs), id)})
 	if err != nil {
 		return err

@@ -77,6 +77,16 @@ func bounded(t *testing.T) context.Context {
 	return ctx
 }
 
+// pass lets time pass.
+func pass(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"edge/tlsmgr/store"
 )
 
 const (
@@ -153,7 +155,7 @@ func (a *arena) plan(n int) []int {
 // strike kills or pauses a holder, in turns, somewhere in its work.
 func (a *arena) strike(victim *contender) time.Time {
 	a.t.Helper()
-	time.Sleep(time.Duration(a.rng.Int64N(int64(a.round.hold))))
+	pass(a.t.Context(), time.Duration(a.rng.Int64N(int64(a.round.hold))))
 	a.lag.reset()
 	if a.kills <= a.pauses {
 		a.kills++
@@ -167,7 +169,7 @@ func (a *arena) strike(victim *contender) time.Time {
 	now := time.Now()
 	pause := a.round.ttl + a.round.ttl/10 + time.Duration(a.rng.Int64N(int64(a.round.ttl)))
 	a.running.Go(func() {
-		time.Sleep(pause)
+		pass(a.t.Context(), pause)
 		_ = victim.cmd.Process.Signal(syscall.SIGCONT) // unless it is over
 	})
 	return now
@@ -203,7 +205,7 @@ func (a *arena) spawn() {
 	exe, err := os.Executable()
 	must(a.t, err)
 	a.born++
-	c := &contender{cmd: exec.CommandContext(a.t.Context(), exe)}
+	c := &contender{cmd: exec.CommandContext(a.t.Context(), exe)} //nolint:gosec // ourselves
 	c.cmd.Env = append(os.Environ(), contenderEnv+"="+string(text))
 	c.cmd.Stderr = os.Stderr
 	stdout, err := c.cmd.StdoutPipe()
@@ -262,25 +264,9 @@ func (a *arena) audit() {
 	must(a.t, err)
 	var j journal
 	must(a.t, json.Unmarshal(value, &j))
-	announced := map[string]bool{}
-	committed := map[string]report{}
-	replaced := map[string]string{} // versions
-	for _, r := range a.reports {
-		switch r.Step {
-		case stepCommitting:
-			announced[r.ID] = true
-		case stepConflict:
-			delete(announced, r.ID)
-		case stepCommitted:
-			committed[r.ID] = r
-			if other, ok := replaced[string(r.From)]; ok {
-				a.t.Errorf("%s and %s both replaced version %q", other, r.ID, r.From)
-			}
-			replaced[string(r.From)] = r.ID
-		}
-	}
-	lastWords, before := 0, report{}
+	announced, committed := a.commits()
 	seen := map[string]bool{}
+	lastWords, before := 0, report{}
 	for _, id := range j.IDs {
 		r, ok := committed[id]
 		switch {
@@ -306,6 +292,29 @@ func (a *arena) audit() {
 	if want := len(committed) + lastWords; j.Count != want || len(j.IDs) != want {
 		a.t.Errorf("the journal counts %d and has %d entries, want %d", j.Count, len(j.IDs), want)
 	}
+}
+
+// commits sorts what was reported: the commits that are known to have
+// happened, of which no two replaced one version, and those that may have.
+func (a *arena) commits() (announced map[string]bool, committed map[string]report) {
+	a.t.Helper()
+	announced, committed = map[string]bool{}, map[string]report{}
+	replaced := map[store.Version]string{}
+	for _, r := range a.reports {
+		switch r.Step {
+		case stepCommitting:
+			announced[r.ID] = true
+		case stepConflict:
+			delete(announced, r.ID)
+		case stepCommitted:
+			committed[r.ID] = r
+			if other, ok := replaced[r.From]; ok {
+				a.t.Errorf("%s and %s both replaced version %q", other, r.ID, r.From)
+			}
+			replaced[r.From] = r.ID
+		}
+	}
+	return announced, committed
 }
 
 // metronome measures how late timers are on this machine at this time.
