@@ -9,6 +9,9 @@ import (
 	"github.com/mholt/acmez/v3/acme"
 )
 
+// opRegister is the step that an external account binding belongs to.
+const opRegister = "register an account"
+
 // Account is an account at a CA and the key that speaks for it.
 type Account struct {
 	URL     string
@@ -38,7 +41,7 @@ func (c *CA) Register(ctx context.Context, key crypto.Signer) (*Account, error) 
 	if c.config.Email != "" {
 		a.Contact = []string{"mailto:" + c.config.Email}
 	}
-	err := c.do(ctx, request{op: "register an account"}, func(ctx context.Context, s *session) (err error) {
+	err := c.do(ctx, request{op: opRegister}, func(ctx context.Context, s *session) (err error) {
 		if known && (c.eab != nil || s.meta().EABRequired) {
 			// Who has an account needs no binding, and some CAs take one only once.
 			found, err := s.client.GetAccount(ctx, a)
@@ -67,7 +70,7 @@ func (c *CA) Register(ctx context.Context, key crypto.Signer) (*Account, error) 
 // account is what the CA calls an account.
 func (c *CA) account(a acme.Account) (*Account, error) {
 	if a.Location == "" {
-		return nil, &Error{Kind: ServerError, text: "register an account: the CA gives it no URL (report it to the CA)"}
+		return nil, &Error{Kind: ServerError, text: opRegister + ": the CA gives it no URL (report it to the CA)"}
 	}
 	return &Account{URL: a.Location, Key: a.PrivateKey, Contact: a.Contact}, nil
 }

@@ -68,7 +68,7 @@ func TestBindingInAnyAlphabetRegisters(t *testing.T) {
 func TestWrongBindingIsRefusedWithoutTheSecret(t *testing.T) {
 	l := start(t, acmelab.CAOptions{EABKeys: map[string]string{"kid-1": macKey}}, func(i *config.Issuer) { i.EAB = bound(t, "kid-2", macKey) })
 	_, err := l.Register(t.Context(), nil)
-	if e := refused(t, err, acme.BadRequest, "register an account"); strings.Contains(e.Error(), macKey) {
+	if e := refused(t, err, acme.BadRequest, "register an account", "check issuers.lab.acme.eab: "); strings.Contains(e.Error(), macKey) {
 		t.Errorf("the error quotes the key: %v", e)
 	}
 	l.issuer.EAB = bound(t, "kid-1", "this is no base64 !"+macKey)

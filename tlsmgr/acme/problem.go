@@ -28,7 +28,7 @@ func (c *CA) refusalOf(kind Kind, r request, p acme.Problem) *Error {
 		e.Kind = Rejected // some CAs call names that they do not like malformed
 	}
 	e.text = r.op + ": the CA refuses: " + describe(p)
-	if hint := c.advice(p, e.Kind); hint != "" {
+	if hint := c.advice(r, p, e.Kind); hint != "" {
 		e.text = shorten(e.text, maxLine-len(hint)) + " (" + hint + ")"
 	}
 	return e
@@ -140,11 +140,13 @@ func find(asked []string, name string) (string, bool) {
 }
 
 // advice is what to do about a problem.
-func (c *CA) advice(p acme.Problem, kind Kind) string {
+func (c *CA) advice(r request, p acme.Problem, kind Kind) string {
 	field := "issuers." + c.config.Name + ".acme."
 	switch {
 	case kind == Unproven:
 		return "does the internet see what edge set up for the challenge?"
+	case p.Type == acme.ProblemTypeUnauthorized && r.op == opRegister && c.eab != nil:
+		return "check " + field + "eab: the CA does not know the key id, or the HMAC key is not its own"
 	case p.Type == acme.ProblemTypeUnauthorized:
 		return "is the ACME account deactivated, or does this belong to another one?"
 	case p.Type == acme.ProblemTypeExternalAccountRequired && c.eab == nil:
@@ -201,7 +203,7 @@ func (c *CA) unproven(refused map[string]acme.Problem, cause error) *Error {
 			kind = Unproven
 		}
 	}
-	return aboutNames(kind, reasons, c.advice(acme.Problem{}, kind), cause)
+	return aboutNames(kind, reasons, c.advice(request{}, acme.Problem{}, kind), cause)
 }
 
 // aboutNames is an error of proving names.
