@@ -55,7 +55,7 @@ type CAOptions struct {
 	BadNonces int                   // percentage of good nonces to reject
 	Reuse     int                   // percentage of valid authorizations to reuse
 	EABKeys   map[string]string     // key id to base64url MAC key; not empty means required
-	Blocked   []string              // domains that the CA refuses
+	Blocked   []string              // domains that the CA refuses; Pebble panics at a name with fewer labels above one
 	Roots     int                   // alternate chains besides the first
 	Strict    bool                  // refuses what ACME leaves open, to warn of what may come
 	Sleep     int                   // each validation takes less than so many seconds more; 0 is none
@@ -295,14 +295,19 @@ func (c *CA) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	seen := &statusWriter{ResponseWriter: w}
-	c.serial.Lock()
-	c.inner.ServeHTTP(seen, r)
-	c.serial.Unlock()
+	c.handle(seen, r)
 	if r.URL.Path == PathNewOrder && seen.status == http.StatusCreated {
 		c.mu.Lock()
 		c.ordered = append(c.ordered, orderNames(body))
 		c.mu.Unlock()
 	}
+}
+
+// handle has Pebble handle one request at a time.
+func (c *CA) handle(w http.ResponseWriter, r *http.Request) {
+	c.serial.Lock()
+	defer c.serial.Unlock() // also when Pebble panics
+	c.inner.ServeHTTP(w, r)
 }
 
 // orderNames reads the identifiers out of a newOrder request, a JWS in flat
