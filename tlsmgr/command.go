@@ -58,8 +58,8 @@ func (m *Manager) Preview(ctx context.Context) ([]Preview, error) {
 func (m *Manager) preview(ctx context.Context, v *vault.Vault, st *state, b Bundle, now time.Time) (Preview, error) {
 	m.mu.Lock()
 	l, j := m.loaded[b.ID], m.journals[b.ID]
+	p := Preview{Bundle: b, Need: string(m.needLocked(st, &b, now))}
 	m.mu.Unlock()
-	p := Preview{Bundle: b, Need: string(st.needs(&b, l, j, now))}
 	if l != nil && l.cert != nil {
 		p.NotAfter, p.Renewal = l.cert.leaf().NotAfter, renewAt(l.cert)
 	}

@@ -68,6 +68,11 @@ func (w *errand) round(ctx context.Context) (again bool, err error) {
 	}
 	names := j.admitted(w.bundle.Names, now)
 	why := w.state.needs(&w.bundle, l, j, now)
+	if why == needMissing {
+		w.mu.Lock()
+		why = w.needLocked(w.state, &w.bundle, now) // l is what is loaded now
+		w.mu.Unlock()
+	}
 	if why == needNothing && !w.forced || len(names) == 0 {
 		return false, w.abandon(ctx, w.vault, w.state, j)
 	}

@@ -119,7 +119,7 @@ func (m *Manager) detailLocked(st *state, id string, now time.Time) Detail {
 	}
 	if b := st.bundles[id]; b != nil {
 		d.want(b)
-		d.Need = string(st.needs(b, l, j, now))
+		d.Need = string(m.needLocked(st, b, now))
 	}
 	if j != nil && (j.open() || !j.idle()) {
 		d.Journal = j.tell()

@@ -158,8 +158,8 @@ func (m *Manager) anyNeed(st *state) bool {
 	if st.cfg.ServeOnly {
 		return false
 	}
-	for id, b := range st.bundles {
-		if st.needs(b, m.loaded[id], m.journals[id], time.Now()) != needNothing {
+	for _, b := range st.bundles {
+		if m.needLocked(st, b, time.Now()) != needNothing {
 			return true
 		}
 	}
@@ -199,6 +199,8 @@ func (m *Manager) soon(st *state, now time.Time) time.Duration {
 		if l := m.loaded[id]; l != nil && l.cert != nil {
 			earlier(renewAt(l.cert))
 			earlier(st.askAt(b, l))
+		} else if c := m.lentLocked(st, b, now); c != nil {
+			earlier(renewAt(c))
 		}
 	}
 	return wait
@@ -463,7 +465,7 @@ func (m *Manager) serve(ctx context.Context, ids ...string) {
 		}
 		told[id] = l.cert
 		if j := m.jobs[id]; j != nil {
-			j.loaded(st.needs(b, l, m.journals[id], now) == needNothing)
+			j.loaded(m.needLocked(st, b, now) == needNothing)
 		}
 	}
 	m.mu.Unlock()

@@ -115,6 +115,9 @@ func (m *Manager) views(out *Status, now time.Time) []view {
 		if l := m.loaded[b.ID]; l != nil {
 			v.cert = l.cert
 		}
+		if v.cert == nil {
+			v.cert = m.lentLocked(st, b, now) // serves in its stead
+		}
 		if j := m.jobs[b.ID]; j != nil {
 			v.job = *j
 		}

@@ -95,7 +95,7 @@ func (m *Manager) judge(st *state, b *Bundle, now time.Time) (what task, warning
 		return doNothing, "" // Commit has asked for another look
 	}
 	l, j, jr := m.loaded[b.ID], m.jobLocked(b.ID), m.journals[b.ID]
-	why := st.needs(b, l, jr, now)
+	why := m.needLocked(st, b, now)
 	warning = j.overdue(l, now)
 	switch {
 	case j.busy, st.cfg.ServeOnly:
