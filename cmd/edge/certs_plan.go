@@ -66,35 +66,41 @@ type planned struct {
 // planTimeout bounds the look at the storage, before the plan goes without it.
 const planTimeout = 20 * time.Second
 
+// plan shows as much as can be known: without the credentials for orders it
+// reads the storage, and without the storage it plans offline.
 func plan(cmd *cobra.Command, g *globals) error {
-	var p *planned
-	err := g.certificates(cmd, orders, func(ctx context.Context, _ *config.Config, m *tlsmgr.Manager) error {
-		bounded, cancel := context.WithTimeout(ctx, planTimeout)
-		defer cancel()
-		found := &planned{Storage: m.Status().Storage}
-		var err error
-		if found.Bundles, err = m.Preview(bounded); err != nil {
-			return err
-		}
-		if found.Budgets, err = m.Budgets(bounded); err != nil {
-			return err
-		}
-		found.Delegations = m.Delegations(ctx)
-		found.Covers, found.Problems = m.Planned().Covers, m.Planned().Problems
-		p = found
-		return nil
-	})
-	if p == nil {
-		if errors.As(err, new(config.Problems)) || errors.Is(err, errInterrupted) {
-			return err
-		}
+	p := &planned{}
+	err := g.certificates(cmd, orders, p.look)
+	if f, ok := errors.AsType[*failure](err); ok && f.code == exitConfig {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: orders would fail here: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+		err = g.certificates(cmd, reads, p.look)
+	}
+	switch {
+	case errors.As(err, new(config.Problems)), errors.Is(err, errInterrupted):
+		return err
+	case err != nil:
 		fmt.Fprintf(cmd.ErrOrStderr(), "warning: planned without the storage: %s (--offline does so at once)\n", strings.ReplaceAll(err.Error(), "\n", "; "))
 		return planOffline(cmd, g)
-	}
-	if g.json {
+	case g.json:
 		return printJSON(cmd.OutOrStdout(), p)
 	}
 	return p.print(cmd, time.Now())
+}
+
+// look reads the storage and asks resolvers.
+func (p *planned) look(ctx context.Context, _ *config.Config, m *tlsmgr.Manager) (err error) {
+	bounded, cancel := context.WithTimeout(ctx, planTimeout)
+	defer cancel()
+	p.Storage = m.Status().Storage
+	if p.Bundles, err = m.Preview(bounded); err != nil {
+		return err
+	}
+	if p.Budgets, err = m.Budgets(bounded); err != nil {
+		return err
+	}
+	p.Delegations = m.Delegations(ctx)
+	p.Covers, p.Problems = m.Planned().Covers, m.Planned().Problems
+	return nil
 }
 
 func (p *planned) print(cmd *cobra.Command, now time.Time) error {
@@ -128,7 +134,7 @@ func (p *planned) print(cmd *cobra.Command, now time.Time) error {
 func next(b *tlsmgr.Preview, now time.Time) string {
 	switch {
 	case b.Need == "" && b.Renewal.IsZero():
-		return "nothing"
+		return "nothing: all its names are left out"
 	case b.Need == "" && b.Renewal.After(now):
 		return "renew in " + span(b.Renewal.Sub(now))
 	case b.Need == "":

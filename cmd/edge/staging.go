@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -118,7 +119,7 @@ func (s *staging) config(cfg *config.Config, bundles []tlsmgr.Bundle, ids []stri
 func stagingOf(cfg *config.Config, name string) (*config.Issuer, error) {
 	i := cfg.Issuers[name]
 	if i == nil {
-		return nil, fmt.Errorf("no issuer %q", name)
+		return nil, fmt.Errorf("no issuer %q (issuers: %s)", name, orNone(slices.Sorted(maps.Keys(cfg.Issuers))))
 	}
 	if i.Internal != nil {
 		return i, nil
