@@ -49,7 +49,7 @@ func placed(t *testing.T, hosts ...string) *deceased {
 	return d
 }
 
-// present shows the CA the records of all names.
+// showAll shows the CA the records of all names.
 func (d *deceased) showAll(t *testing.T, ctx context.Context) (validate func(most int), withdraw func()) { //nolint:revive // the context is one that loses its lease
 	t.Helper()
 	proofs, err := d.acme.Proofs(t.Context())
@@ -155,6 +155,27 @@ func TestHeirRemovesRecordsOfNamesThatAreProven(t *testing.T) {
 			d.heir(t, 1)
 		})
 	}
+}
+
+// An heir that does not get as far as the zone knows of the dead one's records
+// as before.
+func TestRecordsOfTheDeadAreNotForgottenWhenTheHeirFails(t *testing.T) {
+	t.Parallel()
+	d := placed(t, "a.example.test")
+	d.showAll(t, t.Context())
+	proofs, err := d.acme.Proofs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.lab.DNS.SetFault(func(acmelab.Query) (rcode int, broken bool) { return dns.RcodeRefused, true })
+	if _, err := d.presentRecords(t.Context(), proofs); err == nil {
+		t.Fatal("presented although the zone cannot be found")
+	}
+	if len(d.attempt().Records) != 1 {
+		t.Errorf("the journal has records %v, want that of the dead one", d.attempt().Records)
+	}
+	d.lab.DNS.SetFault(nil)
+	d.heir(t, 1)
 }
 
 // died is a replica that died between the certificate and the journal, and

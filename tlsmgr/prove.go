@@ -32,11 +32,12 @@ func (o *order) present(ctx context.Context, kind config.Challenge, proofs []acm
 func (o *order) presentRecords(ctx context.Context, proofs []acme.Proof) (withdraw func(), err error) {
 	records := make([]dns.Record, 0, len(proofs))
 	a := o.attempt()
+	before := slices.Clone(a.Records) // of a replica that died
 	for _, p := range proofs {
 		c := p.Challenges[config.DNS01]
 		records = append(records, dns.Record{Name: c.DNSName, Value: c.DNSValue})
 		if r := (vault.Record{Name: c.DNSName, Value: c.DNSValue}); !slices.Contains(a.Records, r) {
-			a.Records = append(a.Records, r) // to those of a replica that died; its names may be proven meanwhile
+			a.Records = append(a.Records, r) // names of the others may be proven meanwhile
 		}
 	}
 	if err := o.m.save(ctx, o.vault, o.journal); err != nil {
@@ -45,7 +46,7 @@ func (o *order) presentRecords(ctx context.Context, proofs []acme.Proof) (withdr
 	presented, err := o.issuer.solver.Present(ctx, records)
 	if err != nil {
 		if e, ok := errors.AsType[*dns.RecordsError](err); ok && e.Untouched {
-			a.Records = nil
+			a.Records = before
 		}
 		o.orphan(ctx, records)
 		return nil, oneError(err)
