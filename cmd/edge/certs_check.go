@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -93,19 +91,17 @@ func judge(d tlsmgr.Detail, now time.Time) []finding {
 	if d.Replace != "" {
 		add(warning, "the CA wants it replaced now: %s", d.Replace)
 	}
-	quarantined := map[string]bool{}
-	if j := d.Journal; j != nil {
-		if j.Failures > 0 && d.Need != "" {
-			add(warning, "the order failed %s: %s", times(j.Failures), j.Error)
-		}
-		for _, n := range slices.Sorted(maps.Keys(j.Quarantine)) {
-			if quarantined[n] = true; slices.Contains(d.Missing, n) {
-				add(warning, "%s is left out: %s", n, j.Quarantine[n].Reason)
-			}
-		}
+	j := d.Journal
+	if j == nil {
+		j = &tlsmgr.Journal{}
+	}
+	if j.Failures > 0 && d.Need != "" {
+		add(warning, "the order failed %s: %s", times(j.Failures), j.Error)
 	}
 	for _, n := range d.Missing {
-		if d.Serial != "" && !quarantined[n] {
+		if q, left := j.Quarantine[n]; left {
+			add(warning, "%s is left out: %s", n, q.Reason)
+		} else if d.Serial != "" {
 			add(warning, "lacks %s", n)
 		}
 	}

@@ -133,7 +133,7 @@ func obtain(ctx context.Context, g *globals, cmd *cobra.Command, m *tlsmgr.Manag
 // perCertificate takes the errors of single certificates out of err.
 func perCertificate(err error) (failed map[string]string, rest error) {
 	failed = map[string]string{}
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the parts, not the chain
+	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return failed, err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 
@@ -34,8 +35,8 @@ func certsRootCommand(g *globals) *cobra.Command {
 				if g.json {
 					return printJSON(cmd.OutOrStdout(), map[string]string{"issuer": name, "root": root})
 				}
-				fmt.Fprint(cmd.OutOrStdout(), root)
-				return nil
+				_, err = io.WriteString(cmd.OutOrStdout(), root)
+				return err
 			})
 		}),
 	}

@@ -108,8 +108,13 @@ func TestCommandsOfRootDoNotLockTheServiceOut(t *testing.T) {
 	config := w.config("a", settings{storage: "STORAGE"})
 	edit(t, config, `storage: "STORAGE"`, `storage: {url: "file://`+store+`", encrypt: {keys: ["file:kek"]}, snapshot: "`+snapshot+`"}`)
 	for _, args := range [][]string{
-		{"certs", "obtain"}, {"certs", "renew", "--all"}, {"storage", "rotate"}, {"dns", "records"},
-		{"certs", "account", "rollover", "lab"}, {"certs", "show", "example.test"}, {"storage", "verify"},
+		{"certs", "obtain"},
+		{"certs", "renew", "--all"},
+		{"storage", "rotate"},
+		{"dns", "records"},
+		{"certs", "account", "rollover", "lab"},
+		{"certs", "show", "example.test"},
+		{"storage", "verify"},
 	} {
 		if out, errs, code := w.command(config, args...); code != 0 {
 			t.Fatalf("%q: exit %d\n%s%s", args, code, out, errs)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -101,7 +102,7 @@ func (h *warnings) Handle(_ context.Context, r slog.Record) error {
 }
 
 func (h *warnings) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &warnings{p: h.p, attrs: append(h.attrs[:len(h.attrs):len(h.attrs)], attrs...)}
+	return &warnings{p: h.p, attrs: append(slices.Clip(h.attrs), attrs...)}
 }
 
 func (h *warnings) WithGroup(string) slog.Handler { return h }
