@@ -152,7 +152,8 @@ func (m *Manager) chore(ctx context.Context, v *vault.Vault, st *state, b Bundle
 func (m *Manager) sweep(ctx context.Context, v *vault.Vault, st *state, b *Bundle) error {
 	lease, ok, err := v.Store().TryAcquire(ctx, leaseOf(b.ID))
 	if err != nil || !ok {
-		return err // the replica is alive
+		m.mark(b.ID, func(j *job) { j.sweepAt = time.Time{} }) // nothing was tried
+		return err                                             // the replica is alive, or its lease has not lapsed
 	}
 	defer giveUp(ctx, lease)
 	ctx, cancel := lease.Context(ctx)
