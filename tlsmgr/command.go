@@ -29,7 +29,6 @@ type Preview struct {
 	Reason    string    `json:"reason,omitempty"`     // why not before
 	LeftOut   []string  `json:"left_out,omitempty"`   // names in quarantine
 	OpenOrder string    `json:"open_order,omitempty"` // URL of an order that would be resumed
-	MaxNames  int       `json:"profile_max_names,omitempty"`
 }
 
 // Preview reads the storage and says what would be ordered, and why. It writes

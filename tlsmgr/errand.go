@@ -55,8 +55,11 @@ type errand struct {
 // when an order could not be finished and another one may be.
 func (w *errand) round(ctx context.Context) (again bool, err error) {
 	l, err := w.read(ctx, w.vault, w.bundle.ID)
-	if err != nil || untouchable(l.err) {
+	switch {
+	case err != nil:
 		return false, err
+	case untouchable(l.err):
+		return false, fmt.Errorf("left as it is: %w", l.err)
 	}
 	j, err := readJournal(ctx, w.vault, w.bundle.ID)
 	if err != nil {
