@@ -44,8 +44,8 @@ func (f fate) String() string {
 	return fmt.Sprintf("%s-%s-%s-%s-%d", word(f.stop, "stop", "kill"), f.storage, word(f.renewal, "renewal", "first"), word(f.after, "after", "before"), f.k)
 }
 
-// chosen reports whether f runs: all fates with EDGE_KILL=all (ten minutes).
-// With EDGE_CI=1 (four minutes, more with -race) every request × killed or
+// chosen reports whether f runs: all fates with EDGE_KILL=all (six minutes).
+// With EDGE_CI=1 (three minutes, five with -race) every request × killed or
 // stopped × before or after its effect with a storage in S3, a first issue and a
 // renewal in turns, and half of that with one on disk. Else one of six, spread
 // evenly (a minute), and with -short one of sixty. n counts all fates.
