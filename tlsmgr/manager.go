@@ -30,6 +30,7 @@ type Manager struct {
 	index   atomic.Pointer[index] // what handshakes read; never nil
 	wake    chan struct{}         // look now
 	slots   chan struct{}         // held by orders in flight
+	chores  chan struct{}         // held by what is done besides orders
 	syncing chan struct{}         // held by whoever compares what is loaded with the storage
 
 	answers *answers // to CAs that come to look
@@ -65,7 +66,7 @@ type state struct {
 func New(o Options) *Manager {
 	m := &Manager{
 		options: o, log: o.Logger, backoff: o.Backoff, refuse: newRefusal(),
-		wake: make(chan struct{}, 1), slots: make(chan struct{}, maxOrders), syncing: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), slots: make(chan struct{}, maxOrders), chores: make(chan struct{}, maxChores), syncing: make(chan struct{}, 1),
 		files: map[string]*certificate{}, loaded: map[string]*stored{}, jobs: map[string]*job{},
 		journals: map[string]*journal{}, remarks: map[string]remark{}, snapped: map[string]store.Version{}, answers: newAnswers(),
 	}

@@ -503,8 +503,8 @@ func (m *Manager) settleForeign(ctx context.Context, v *vault.Vault, st *state, 
 		if !jr.untidy() || st.bundles[id] != nil {
 			continue
 		}
-		if j := m.jobLocked(id); !j.busy && !now.Before(j.sweepAt) {
-			j.busy, j.sweepAt = true, now.Add(sweepPause)
+		if j := m.jobLocked(id); !j.busy && !now.Before(j.sweepAt) && m.beginChoreLocked(j) {
+			j.sweepAt = now.Add(sweepPause)
 			ids = append(ids, id)
 		}
 	}

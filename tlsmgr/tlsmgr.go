@@ -67,6 +67,7 @@ const (
 
 	everywhereTimeout = 5 * time.Minute // for every live replica to load a new certificate
 	maxOrders         = 4               // orders in flight in this process
+	maxChores         = 16              // certificates at once that a CA is asked about, or whose records are removed
 	maxLoads          = 32              // objects loaded from the storage at once
 	maxUnread         = 8               // objects that one look may fail to read before it is the storage that fails
 	maxPeers          = 512             // replicas whose heartbeats are read

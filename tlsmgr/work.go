@@ -127,14 +127,34 @@ func (m *Manager) choreLocked(st *state, b *Bundle, now time.Time) task {
 		what = doAsk
 	}
 	if jr.untidy() && !now.Before(j.sweepAt) {
-		what, j.sweepAt = doSweep, now.Add(sweepPause)
+		what = doSweep
 	}
-	j.busy = what != doNothing
+	if what == doNothing || !m.beginChoreLocked(j) {
+		return doNothing
+	}
+	if what == doSweep {
+		j.sweepAt = now.Add(sweepPause)
+	}
 	return what
 }
 
-// chore does what takes no slot. It is tried again at a later look.
+// beginChoreLocked takes one of the few places for chores. Where there is none
+// the chore waits for a later look: it is urgent nowhere, and after a restart
+// there may be one for each of ten thousand certificates.
+func (m *Manager) beginChoreLocked(j *job) bool {
+	select {
+	case m.chores <- struct{}{}:
+		j.busy = true
+		return true
+	default:
+		return false
+	}
+}
+
+// chore does what takes no slot for orders, and gives its own place back. It is
+// tried again at a later look.
 func (m *Manager) chore(ctx context.Context, v *vault.Vault, st *state, b Bundle, what task) {
+	defer func() { <-m.chores }()
 	var err error
 	if what == doAsk {
 		err = m.ask(ctx, v, st, &b)
