@@ -32,7 +32,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	for _, kv := range new(acmelab.S3).Env() {
+	for _, kv := range slices.Concat(new(acmelab.S3).Env(), new(acmelab.Azurite).Env()) {
 		k, v, _ := strings.Cut(kv, "=")
 		if err := os.Setenv(k, v); err != nil {
 			panic(err)
