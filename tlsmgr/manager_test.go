@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -206,26 +207,33 @@ func wait(tb testing.TB, ok func() bool) {
 	}
 }
 
-// rewrite edits the stored object of certificate id.
+// rewrite edits the stored object of certificate id, again when the manager
+// writes it too: it notes what the CA says about the renewal.
 func rewrite(t *testing.T, m *Manager, id string, edit func(*vault.Certificate)) store.Version {
 	t.Helper()
-	data, version, err := m.vaultInUse().Store().LoadVersion(t.Context(), vault.Certificates.Key(id))
-	if err != nil {
-		t.Fatal(err)
+	s, key := m.vaultInUse().Store(), vault.Certificates.Key(id)
+	for {
+		data, version, err := s.LoadVersion(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var o vault.Certificate
+		if err := json.Unmarshal(data, &o); err != nil {
+			t.Fatal(err)
+		}
+		edit(&o)
+		if data, err = json.Marshal(&o); err != nil {
+			t.Fatal(err)
+		}
+		version, err = s.Swap(t.Context(), key, data, version)
+		if errors.Is(err, store.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return version
 	}
-	var o vault.Certificate
-	if err := json.Unmarshal(data, &o); err != nil {
-		t.Fatal(err)
-	}
-	edit(&o)
-	if data, err = json.Marshal(&o); err != nil {
-		t.Fatal(err)
-	}
-	version, err = m.vaultInUse().Store().Swap(t.Context(), vault.Certificates.Key(id), data, version)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return version
 }
 
 func TestNewerFormatIsNeverOverwritten(t *testing.T) {
