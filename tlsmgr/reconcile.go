@@ -437,6 +437,9 @@ func (m *Manager) remember(ctx context.Context, id string, l *stored) (_ *stored
 	}
 	m.loaded[id] = l
 	if fresh {
+		if old != nil && old.cert != nil {
+			m.retainLocked(old.cert, l.cert, time.Now())
+		}
 		m.unsettled = true
 		m.fleet.loaded(id)
 	}

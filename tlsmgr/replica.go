@@ -105,11 +105,13 @@ func (m *Manager) everywhereLocked(id string, now time.Time) bool {
 	return true
 }
 
-// digestLocked is a digest of all certificates that are loaded.
+// digestLocked is a digest of all certificates that are loaded from the storage.
 func (m *Manager) digestLocked() string {
 	h := sha256.New()
 	for _, id := range slices.Sorted(maps.Keys(m.loaded)) {
-		if c := m.loaded[id].cert; c != nil {
+		l := m.loaded[id]
+		own := l.version == "" && strings.HasSuffix(id, shelf) // see retainLocked
+		if c := l.cert; c != nil && !own {
 			_, _ = h.Write([]byte(id + "\n" + c.serial() + "\n"))
 		}
 	}

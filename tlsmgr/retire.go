@@ -51,6 +51,24 @@ func (m *Manager) shelve(ctx context.Context, v *vault.Vault, st *state, l *stor
 	return nil
 }
 
+// retainLocked goes on serving old, which next has replaced, while it alone has
+// names that this process wants. It was renewed without them by a replica with
+// another configuration, as in a rolling update, and this one yields to it for a
+// while.
+func (m *Manager) retainLocked(old, next *certificate, now time.Time) {
+	id := old.id + shelf
+	if kept := m.loaded[id]; strings.HasSuffix(old.id, shelf) || old.object == nil || old.expired(now) || kept != nil && kept.version != "" {
+		return
+	}
+	st := m.state.Load()
+	if !slices.ContainsFunc(old.names, func(n string) bool { return !covered(next.names, n) && m.dependsLocked(st, old, n, now) }) {
+		return
+	}
+	c, o := *old, *old.object
+	c.id, o.ID, c.object = id, id, &o
+	m.loaded[id] = &stored{cert: &c}
+}
+
 func covered(names []string, name string) bool {
 	return slices.ContainsFunc(names, func(n string) bool { return hostname.Covers(n, name) })
 }
