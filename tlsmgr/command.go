@@ -62,9 +62,9 @@ func (m *Manager) preview(ctx context.Context, v *vault.Vault, st *state, b Bund
 	if l != nil && l.cert != nil {
 		p.NotAfter, p.Renewal = l.cert.leaf().NotAfter, renewAt(l.cert)
 	}
-	failures := 0
+	failures, waits := 0, map[string]time.Time(nil)
 	if j != nil {
-		failures = j.record.Failures
+		failures, waits = j.record.Failures, j.record.Waits
 		admitted := j.admitted(b.Names, now)
 		p.LeftOut = slices.DeleteFunc(slices.Clone(b.Names), func(n string) bool { return slices.Contains(admitted, n) })
 		if now.Before(j.record.Next) {
@@ -77,12 +77,12 @@ func (m *Manager) preview(ctx context.Context, v *vault.Vault, st *state, b Bund
 	if p.Need == "" {
 		return p, nil
 	}
-	p.From = b.pick(l, failures, now)
+	p.From = b.pick(l, failures, waits, now)
 	i := st.issuers[p.From]
 	if i == nil || i.ca == nil || p.OpenOrder != "" {
 		return p, nil
 	}
-	err := changeBudget(ctx, v, i, func(budget *vault.Budget) error {
+	err := changeBudget(ctx, v, i.config.Directory, func(budget *vault.Budget) error {
 		if wait, reason := reserve(budget, i.quotas, b.Names, false, now); wait > 0 {
 			p.NotBefore, p.Reason = now.Add(wait), reason
 		}

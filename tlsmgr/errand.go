@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"time"
 
 	"edge/tlsmgr/acme"
@@ -48,6 +49,7 @@ type errand struct {
 	process context.Context //nolint:containedctx // what is issued is stored even when the lease ends meanwhile
 	forced  bool            // order although nothing needs it
 	cleared bool            // every name had its chance in this attempt
+	asked   string          // the issuer
 	left    bool            // what was shown to the CA is still to be removed
 }
 
@@ -90,7 +92,8 @@ func (w *errand) round(ctx context.Context) (again bool, err error) {
 
 // obtain gets a certificate for names from the issuer whose turn it is.
 func (w *errand) obtain(ctx context.Context, names []string, l *stored, j *journal, why need) (*vault.Certificate, error) {
-	i := w.state.issuers[w.bundle.pick(l, w.failures(j), time.Now())]
+	i := w.state.issuers[w.bundle.pick(l, w.failures(j), j.record.Waits, time.Now())]
+	w.asked = i.config.Name
 	if i.ca != nil {
 		return w.order(ctx, i, names, l, j, why)
 	}
@@ -194,7 +197,7 @@ func (w *errand) failed(ctx context.Context, j *journal, names []string, cause e
 	}
 	j.record.Failures++
 	j.record.Error = oneError(cause).Error()
-	j.record.Next = now.Add(max(w.backoff(j.record.Failures), patienceFor(cause))).UTC()
+	cause = w.postpone(j, cause, now)
 	over := false // what the CA refuses now it refuses again
 	if e, ok := errors.AsType[*acme.Error](cause); ok {
 		over = e.Kind != acme.ServerError && e.Kind != acme.RateLimited
@@ -208,6 +211,26 @@ func (w *errand) failed(ctx context.Context, j *journal, names []string, cause e
 		return false, errors.Join(cause, err)
 	}
 	return false, cause
+}
+
+// postpone writes down when to try again, and tells it to this process, too.
+func (w *errand) postpone(j *journal, cause error, now time.Time) error {
+	soonest, wait := now.Add(w.backoff(j.record.Failures)), patienceFor(cause)
+	maps.DeleteFunc(j.record.Waits, func(_ string, until time.Time) bool { return !until.After(now) })
+	if wait == 0 {
+		j.record.Next = soonest.UTC()
+		return cause
+	}
+	if j.record.Waits == nil {
+		j.record.Waits = map[string]time.Time{}
+	}
+	j.record.Waits[w.asked] = now.Add(wait).UTC()
+	_, ours := errors.AsType[*paused](cause)
+	w.mu.Lock()
+	l := w.loaded[w.bundle.ID]
+	w.mu.Unlock()
+	j.record.Next = w.bundle.postpone(l, j.record.Waits, soonest, ours, now).UTC()
+	return &postponed{cause, j.record.Next.Sub(now)}
 }
 
 // close ends the attempt in j, if there is one, and writes j down.

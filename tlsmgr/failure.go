@@ -37,9 +37,20 @@ func (p *paused) Error() string {
 	return fmt.Sprintf("waiting %s: %s", p.wait.Round(time.Second), p.reason)
 }
 
+// postponed is a failure after which there is a time to try again.
+type postponed struct {
+	error
+	wait time.Duration
+}
+
+func (p *postponed) Unwrap() error { return p.error }
+
 // patienceFor is how long a failure asks to be left alone: because the CA said
 // so, or the budget. 0 is as long as usual.
 func patienceFor(err error) time.Duration {
+	if p, ok := errors.AsType[*postponed](err); ok {
+		return p.wait
+	}
 	if p, ok := errors.AsType[*paused](err); ok {
 		return p.wait
 	}

@@ -95,14 +95,55 @@ func directoryOf(i *config.Issuer) string {
 // pick is the issuer that a bundle is ordered from now. It is the first one,
 // and the others in turn once it has failed while nothing valid is left to
 // serve, or no more than a quarter of the lifetime. Failures are in a row, those
-// that the CA caused and those of this replica.
-func (b *Bundle) pick(s *stored, failures int, now time.Time) string {
+// that the CA caused and those of this replica. One that is not to be asked
+// before a time in waits is passed over while there is another.
+func (b *Bundle) pick(s *stored, failures int, waits map[string]time.Time, now time.Time) string {
 	all := b.issuers()
-	if failures == 0 || len(all) == 1 {
+	if failures == 0 || !b.turnsAway(s, now) {
 		return b.Issuer
 	}
-	if s != nil && s.cert != nil && s.version != "" && left(s.cert, now) > fallbackAt {
-		return b.Issuer
+	turn := failures % len(all)
+	all = append(slices.Clone(all[turn:]), all[:turn]...)
+	return slices.MinFunc(all, func(a, b string) int { // the first of the equal ones
+		return later(waits[a], now).Compare(later(waits[b], now))
+	})
+}
+
+// turnsAway reports whether another issuer than the first may be asked when that
+// one fails.
+func (b *Bundle) turnsAway(s *stored, now time.Time) bool {
+	return len(b.Fallbacks) > 0 && (s == nil || s.cert == nil || s.version == "" || left(s.cert, now) <= fallbackAt)
+}
+
+// postpone is when to try again after an attempt that failed at one issuer and
+// has to wait for it. Another issuer needs no patience, once it may be asked,
+// and edge's own budget (ours) does not count in the last hours.
+func (b *Bundle) postpone(s *stored, waits map[string]time.Time, soonest time.Time, ours bool, now time.Time) time.Time {
+	next := later(waits[b.Issuer], soonest)
+	if b.turnsAway(s, now) {
+		for _, name := range b.Fallbacks {
+			if at := later(waits[name], soonest); at.Before(next) {
+				next = at
+			}
+		}
 	}
-	return all[failures%len(all)]
+	if s == nil || s.cert == nil || s.version == "" {
+		return next
+	}
+	for share, opens := range map[float64]bool{fallbackAt: len(b.Fallbacks) > 0, criticalAt: ours} {
+		if at := leftAt(s.cert, share); opens && at.After(now) && at.Before(next) {
+			next = later(at, soonest)
+		}
+	}
+	if ours && left(s.cert, now) <= criticalAt {
+		return soonest
+	}
+	return next
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

@@ -68,7 +68,7 @@ func (m *Manager) save(ctx context.Context, v *vault.Vault, j *journal) error {
 // clone is the record for readers: what is worked on changes.
 func (j *journal) clone() vault.Order {
 	r := j.record
-	r.Quarantine = maps.Clone(r.Quarantine)
+	r.Quarantine, r.Waits = maps.Clone(r.Quarantine), maps.Clone(r.Waits)
 	if r.Attempt != nil {
 		r.Attempt = new(*r.Attempt)
 	}
@@ -157,7 +157,7 @@ func (j *journal) settle(issued []string, now time.Time) {
 	if j.open() {
 		j.leave(now)
 	}
-	j.record.Failures, j.record.Error, j.record.Next = 0, "", time.Time{}
+	j.record.Failures, j.record.Error, j.record.Next, j.record.Waits = 0, "", time.Time{}, nil
 	for _, n := range issued {
 		delete(j.record.Quarantine, n)
 	}

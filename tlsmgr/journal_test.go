@@ -138,11 +138,11 @@ func TestFallbackWaitsForAQuarterOfTheLifetime(t *testing.T) {
 		"both failed":       {time.Hour, 2, "one"},
 	} {
 		cert := ca.certificate(t, "b", config.P256, now.Add(c.left-100*time.Hour), now.Add(c.left), "a.test")
-		if got := b.pick(&stored{version: "1", cert: cert}, c.failures, now); got != c.want {
+		if got := b.pick(&stored{version: "1", cert: cert}, c.failures, nil, now); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}
-	if got := b.pick(nil, 1, now); got != "two" {
+	if got := b.pick(nil, 1, nil, now); got != "two" {
 		t.Errorf("nothing is there: %q, want the next issuer", got)
 	}
 }

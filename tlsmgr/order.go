@@ -120,9 +120,15 @@ func (o *order) place(ctx context.Context) (err error) {
 	if err := o.foresee(ctx); err != nil {
 		return err
 	}
-	if err := o.m.afford(ctx, o.vault, o.issuer, a); err != nil {
+	// The budget saves refusals. It is not worth an expired certificate.
+	if err := o.m.afford(ctx, o.vault, o.issuer, a, a.Replaces != "" || o.m.lastHours(o.id, time.Now())); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil && a.URL == "" {
+			o.m.refund(context.WithoutCancel(ctx), o.vault, a)
+		}
+	}()
 	request := acme.Request{Names: a.Names, Profile: a.Profile, Replaces: a.Replaces}
 	o.acme, err = o.issuer.ca.NewOrder(ctx, o.account.Account, request)
 	if e, ok := errors.AsType[*acme.Error](err); ok && e.Kind == acme.AccountLost {

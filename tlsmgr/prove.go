@@ -164,6 +164,12 @@ func (m *Manager) abandon(ctx context.Context, v *vault.Vault, st *state, j *jou
 		return nil
 	}
 	if a := j.record.Attempt; a != nil {
+		m.mu.Lock()
+		done := j.done(m.loaded[j.record.ID])
+		m.mu.Unlock()
+		if !done {
+			m.refund(ctx, v, a)
+		}
 		m.retract(ctx, v, a.Tokens)
 		j.leave(time.Now())
 	}

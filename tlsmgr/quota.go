@@ -56,6 +56,31 @@ func reserve(b *vault.Budget, q config.Quotas, names []string, renewal bool, now
 	return 0, ""
 }
 
+// unenter takes back what reserve entered for names at that moment; the order
+// itself only when whole.
+func unenter(b *vault.Budget, names []string, at time.Time, whole bool) {
+	without := func(events []time.Time) []time.Time {
+		if n := slices.IndexFunc(events, at.Equal); n >= 0 {
+			return slices.Delete(events, n, n+1)
+		}
+		return events
+	}
+	if whole {
+		b.Orders = without(b.Orders)
+	}
+	drop := func(events map[string][]time.Time, key string) {
+		if times := without(events[key]); len(times) > 0 {
+			events[key] = times
+		} else {
+			delete(events, key)
+		}
+	}
+	for _, z := range registered(names) {
+		drop(b.Domains, z)
+	}
+	drop(b.Sets, setOf(names))
+}
+
 // failed enters that the CA could not validate names.
 func failed(b *vault.Budget, q config.Quotas, names []string, now time.Time) {
 	settle(b, q, now)

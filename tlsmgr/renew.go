@@ -34,6 +34,12 @@ func left(c *certificate, now time.Time) float64 {
 	return float64(leaf.NotAfter.Sub(now)) / float64(leaf.NotAfter.Sub(leaf.NotBefore))
 }
 
+// leftAt is when a share of the lifetime of c is left.
+func leftAt(c *certificate, share float64) time.Time {
+	leaf := c.leaf()
+	return leaf.NotAfter.Add(-time.Duration(share * float64(leaf.NotAfter.Sub(leaf.NotBefore))))
+}
+
 // spread is a number in [0, 1) that all replicas compute alike for a
 // certificate, and differently for another.
 func spread(c *certificate) float64 {

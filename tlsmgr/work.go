@@ -192,6 +192,9 @@ func (m *Manager) sweep(ctx context.Context, v *vault.Vault, st *state, b *Bundl
 		return nil // to be resumed
 	}
 	if j.open() {
+		if !j.done(l) {
+			m.refund(ctx, v, j.record.Attempt)
+		}
 		m.retract(ctx, v, j.record.Attempt.Tokens)
 		j.settle(j.record.Attempt.Names, time.Now())
 	}

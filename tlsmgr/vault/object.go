@@ -83,6 +83,7 @@ type Order struct {
 	Failures   int                    `json:"failures,omitempty"` // in a row
 	Error      string                 `json:"error,omitempty"`    // of the last failure
 	Next       time.Time              `json:"next,omitzero"`      // not to be tried before
+	Waits      map[string]time.Time   `json:"waits,omitempty"`    // by issuer: not to be asked before
 	Quarantine map[string]Quarantined `json:"quarantine,omitempty"`
 	Leftovers  []Leftover             `json:"leftovers,omitempty"`
 	Noticed    string                 `json:"noticed,omitempty"` // what the operator was told last
@@ -115,6 +116,7 @@ type Attempt struct {
 	Records    []Record         `json:"records,omitempty"` // that may stand in DNS
 	Tokens     []string         `json:"tokens,omitempty"`  // ids of challenges that may be stored
 	StartedAt  time.Time        `json:"started_at"`
+	Charged    time.Time        `json:"charged,omitzero"` // the event in the budget of the CA; zero is none
 }
 
 // Leftover is what could not be removed from DNS when an attempt ended.
