@@ -1,8 +1,8 @@
 // Package tlsmgr obtains, shares, renews and serves certificates.
 //
 // A Manager is given the configuration, plans which certificates its routes
-// need, orders the missing ones by ACME DNS-01, keeps them in a storage that
-// every replica shares, and answers TLS handshakes from memory:
+// need, orders the missing ones, keeps them in a storage that every replica
+// shares, and answers TLS handshakes from memory:
 //
 //	m := tlsmgr.New(tlsmgr.Options{Logger: log})
 //	change, err := m.Prepare(ctx, cfg) // reads files, no network

@@ -234,11 +234,12 @@ func storageRotateCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "rotate",
 		Short: "Seal everything with the first key of storage.encrypt.keys",
-		Long: "Seal what is plain, or sealed with another key, with the first key of storage.encrypt.keys. To turn\n" +
-			"encryption on, or to change the key:\n\n" +
-			"  1. put the new key in front of the list on every replica, and reload or restart them\n" +
-			"  2. edge storage rotate\n" +
-			"  3. edge storage verify says that no object needs the old key: take it off the list\n\n" +
+		Long: "Seal what is plain, or sealed with another key, with the first key of storage.encrypt.keys. To change\n" +
+			"the key, which replicas read when they start:\n\n" +
+			"  1. add the new key as the second on every replica, and restart them: now all can read it\n" +
+			"  2. make it the first on every replica, and restart them: now all write with it\n" +
+			"  3. edge storage rotate\n" +
+			"  4. edge storage verify says that no object needs the old key: take it off the list\n\n" +
 			"It may run while edge works, waits for orders under way, and can be repeated.",
 		Args: cobra.NoArgs,
 		RunE: action(func(cmd *cobra.Command, _ []string) error {
