@@ -160,7 +160,12 @@ func (c *CA) advice(r request, p acme.Problem, kind Kind) string {
 	case p.Type == acme.ProblemTypeBadCSR:
 		return "the CA does not like the key type or the names"
 	}
-	switch kind {
+	return kind.advice()
+}
+
+// advice is what to do about a problem of a kind, whatever it is in particular.
+func (k Kind) advice() string {
+	switch k {
 	case RateLimited:
 		return "too many orders or failures; edge waits as long as the CA says"
 	case Rejected:
