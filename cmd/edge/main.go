@@ -124,9 +124,9 @@ type globals struct {
 func command() *cobra.Command {
 	g := &globals{}
 	root := &cobra.Command{
-		Use:           "edge",
-		Short:         "Reverse proxy between model servers and the internet",
-		Long:          "edge obtains certificates by ACME or signs them itself, shares them among replicas in a bucket,\n" +
+		Use:   "edge",
+		Short: "Reverse proxy between model servers and the internet",
+		Long: "edge obtains certificates by ACME or signs them itself, shares them among replicas in a bucket,\n" +
 			"terminates TLS, routes by host and path to pools of model servers, and streams their tokens.\n\n" +
 			"Begin with a routes.yaml: edge validate, edge certs plan --offline, edge run.",
 		SilenceUsage:  true,
