@@ -152,6 +152,9 @@ func TestClockThatIsAnHourAheadRenewsNothingAndFreesNoQuota(t *testing.T) {
 	if wait, _ := reserve(budget, q, []string{"a.test"}, false, now); wait < 29*time.Minute {
 		t.Errorf("the right clock waits %s, want the half hour until the first order is three hours old", wait)
 	}
+	if n := used(budget.Orders, q.Orders, ahead); n >= 10 {
+		t.Errorf("%d orders count for the clock that is ahead, want those of three hours", n)
+	}
 	// What it writes counts for the others, and not for longer than its own window.
 	written := &vault.Budget{}
 	for range 10 {

@@ -271,11 +271,11 @@ func (m *Manager) Budgets(ctx context.Context) ([]Used, error) {
 		}
 		settle(b, i.quotas, now)
 		if q := i.quotas.Orders; limited(q) {
-			out = append(out, Used{Issuer: name, Limit: "orders", Used: len(b.Orders), Count: q.Count, Per: q.Per})
+			out = append(out, Used{Issuer: name, Limit: "orders", Used: used(b.Orders, q, now), Count: q.Count, Per: q.Per})
 		}
 		if q := i.quotas.Domain; limited(q) {
 			for _, d := range st.domains(name) {
-				out = append(out, Used{Issuer: name, Limit: "per_domain", For: d, Used: len(b.Domains[d]), Count: q.Count, Per: q.Per})
+				out = append(out, Used{Issuer: name, Limit: "per_domain", For: d, Used: used(b.Domains[d], q, now), Count: q.Count, Per: q.Per})
 			}
 		}
 	}

@@ -141,12 +141,23 @@ func recent(events []time.Time, q config.Quota, now time.Time) []time.Time {
 		if t.Sub(now) > maxSkew {
 			t = moment(now)
 		}
-		if now.Sub(t) < q.Per {
+		if now.Sub(t) < q.Per+maxSkew { // it may still count for those whose clocks are right
 			out = append(out, t)
 		}
 	}
 	slices.SortFunc(out, time.Time.Compare)
 	return out
+}
+
+// used are the events that count at now.
+func used(events []time.Time, q config.Quota, now time.Time) int {
+	n := 0
+	for _, t := range events {
+		if now.Sub(t) < q.Per {
+			n++
+		}
+	}
+	return n
 }
 
 // enter adds an event. Only as many as the quota allows are kept: when those are
