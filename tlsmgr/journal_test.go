@@ -51,7 +51,9 @@ func TestNameLeavesQuarantineWhenTheCATakesIt(t *testing.T) {
 	lab := acmelab.New(t, acmelab.Options{DNS: acmelab.DNSOptions{Lag: func(q acmelab.Query, _ time.Duration) bool {
 		return q.Network != "tcp" || !strings.Contains(q.Name, "bad.")
 	}}})
-	m := start(t, labConfig(t, lab, "a.example.test", "bad.example.test"), nil)
+	m := start(t, labConfig(t, lab, "a.example.test", "bad.example.test"), func(o *Options) {
+		o.Interval, o.Backoff = 50*time.Millisecond, func(int) time.Duration { return time.Second } // some looks find nothing to do
+	})
 	m.until(t, "example.test", StepLoaded)
 	lab.DNS.SetLag(nil)
 	for !slices.Contains(m.one(t).Names, "bad.example.test") {

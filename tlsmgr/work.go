@@ -121,7 +121,7 @@ func (m *Manager) judge(st *state, b *Bundle, now time.Time) (what task, warning
 func (m *Manager) choreLocked(st *state, b *Bundle, now time.Time) task {
 	l, j, jr := m.loaded[b.ID], m.jobs[b.ID], m.journals[b.ID]
 	j.rest()
-	j.settled = true
+	j.settled = st.needs(b, l, nil, now) == needNothing // with the names that are in quarantine
 	what := doNothing
 	if at := st.askAt(b, l); !at.IsZero() && !now.Before(at) && !now.Before(j.next) {
 		what = doAsk
