@@ -28,14 +28,15 @@ const (
 	maxToken      = 128                            // bytes; CAs send 43
 	maxAnswers    = 1024                           // remembered, found or not
 	maxLookups    = 8                              // in the storage at once; clients cause them
-	missLife      = 2 * time.Second                // of an answer that was not found
+	missLife      = 2 * time.Second                // of an answer that was not found, from when it was looked for
 )
 
 // answers are what this process tells CAs that come to look: for HTTP-01 by
 // token, for TLS-ALPN-01 by name. A CA may come to any replica, so they stand in
 // the storage while an order is open, and are looked up there.
 type answers struct {
-	lookups chan struct{}
+	lookups chan struct{} // held while looking in the storage
+	strange chan struct{} // likewise, for names that this process does not know
 
 	mu    sync.Mutex
 	known map[string]answer // by id
@@ -48,7 +49,7 @@ type answer struct {
 }
 
 func newAnswers() *answers {
-	return &answers{lookups: make(chan struct{}, maxLookups), known: map[string]answer{}}
+	return &answers{lookups: make(chan struct{}, maxLookups), strange: make(chan struct{}, 1), known: map[string]answer{}}
 }
 
 // answer stores what the CA will ask for, and takes it back.
@@ -74,13 +75,34 @@ func (o *order) answer(ctx context.Context, kind config.Challenge, proofs []acme
 		}
 		o.m.answers.put(id, c.KeyAuthorization, time.Now().Add(answerLife))
 	}
+	if err := forgotten(ctx, kind); err != nil {
+		return nil, err
+	}
 	o.say(ctx, StepPresent, "%d answers", len(records))
 	return func() {
-		if !errors.Is(context.Cause(ctx), store.ErrLeaseLost) { // else an heir may need them
-			o.m.retract(ctx, o.vault, a.Tokens)
-			a.Tokens = nil
+		if errors.Is(context.Cause(ctx), store.ErrLeaseLost) { // an heir may need them, or store others
+			for id := range records {
+				o.m.answers.drop(id)
+			}
+			return
 		}
+		o.m.retract(ctx, o.vault, a.Tokens)
+		a.Tokens = nil
 	}, nil
+}
+
+// forgotten waits until no replica can remember that there was no answer. A
+// token is the CA's secret until then, but anybody can ask for a name.
+func forgotten(ctx context.Context, kind config.Challenge) error {
+	if kind != config.TLSALPN01 {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(missLife):
+		return nil
+	}
 }
 
 // overwrite saves x whatever is stored.
@@ -106,9 +128,14 @@ func (m *Manager) retract(ctx context.Context, v *vault.Vault, ids []string) {
 	}
 }
 
+// put notes an answer. What was found out while this process stored the answer
+// itself is older than that.
 func (a *answers) put(id, text string, expires time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if was, ok := a.known[id]; ok && expires.Before(was.expires) {
+		return
+	}
 	if len(a.known) >= maxAnswers {
 		now := time.Now()
 		for other, x := range a.known { // what nobody waits for first
@@ -137,7 +164,7 @@ func (a *answers) get(id string) (text string, known bool) {
 }
 
 // answerFor finds an answer here or in the storage; "" is none.
-func (m *Manager) answerFor(ctx context.Context, kind config.Challenge, what string) string {
+func (m *Manager) answerFor(ctx context.Context, lookups chan struct{}, kind config.Challenge, what string) string {
 	id := vault.ChallengeID(kind, what)
 	if text, known := m.answers.get(id); known {
 		return text
@@ -149,17 +176,18 @@ func (m *Manager) answerFor(ctx context.Context, kind config.Challenge, what str
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	select {
-	case m.answers.lookups <- struct{}{}:
-		defer func() { <-m.answers.lookups }()
+	case lookups <- struct{}{}:
+		defer func() { <-lookups }()
 	case <-ctx.Done():
 		return ""
 	}
+	until := time.Now().Add(missLife)
 	c, _, err := vault.Load[vault.Challenge](ctx, v, id)
 	if err != nil || c.Kind != kind || time.Now().After(c.Expires) {
-		m.answers.put(id, "", time.Now().Add(missLife))
+		m.answers.put(id, "", until)
 		return ""
 	}
-	m.answers.put(id, c.KeyAuthorization, time.Now().Add(missLife))
+	m.answers.put(id, c.KeyAuthorization, until)
 	return c.KeyAuthorization
 }
 
@@ -174,6 +202,12 @@ func (st *state) proves(kind config.Challenge) bool {
 	return false
 }
 
+// wants reports whether certificates are kept for name.
+func (st *state) wants(name string) bool {
+	_, ok := slices.BinarySearch(st.wanted, name)
+	return ok
+}
+
 // HTTP01 answers the CA's requests for HTTP-01 (RFC 8555 section 8.3) and leaves
 // all others to next. It is for the listener on port 80.
 func (m *Manager) HTTP01(next http.Handler) http.Handler {
@@ -183,7 +217,7 @@ func (m *Manager) HTTP01(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		text := m.answerFor(r.Context(), config.HTTP01, token)
+		text := m.answerFor(r.Context(), m.answers.lookups, config.HTTP01, token)
 		if text == "" {
 			next.ServeHTTP(w, r)
 			return
@@ -214,10 +248,15 @@ func (m *Manager) alpn(hello *tls.ClientHelloInfo) *tls.Config {
 		return nil
 	}
 	name, ok := challengedName(hello.ServerName)
-	if !ok || !m.state.Load().proves(config.TLSALPN01) {
+	st := m.state.Load()
+	if !ok || !st.proves(config.TLSALPN01) {
 		return m.refuse
 	}
-	text := m.answerFor(hello.Context(), config.TLSALPN01, name)
+	lookups := m.answers.lookups
+	if !st.wants(name) { // another replica may; many such names are a stranger's
+		lookups = m.answers.strange
+	}
+	text := m.answerFor(hello.Context(), lookups, config.TLSALPN01, name)
 	if text == "" {
 		return m.refuse
 	}

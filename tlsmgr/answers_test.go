@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -132,6 +133,59 @@ func TestServerNamesOfValidationsStandForNamesAndAddresses(t *testing.T) {
 		if got, ok := challengedName(bad); ok {
 			t.Errorf("%q stands for %q", bad, got)
 		}
+	}
+}
+
+// A stranger asks for a name just before the CA does.
+func TestStrangersCannotMakeAReplicaRefuseTheCA(t *testing.T) {
+	t.Parallel()
+	ln, port := frontDoor(t)
+	lab := acmelab.New(t, acmelab.Options{CA: acmelab.CAOptions{TLSPort: port}})
+	if err := lab.DNS.Add("a.example.test. 1 IN A 127.0.0.1"); err != nil {
+		t.Fatal(err)
+	}
+	cfg := withoutDNS(t, lab, config.TLSALPN01, "a.example.test")
+	serving := *cfg
+	serving.ServeOnly = true
+	other := start(t, &serving, nil)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_ = tls.Server(c, other.TLSConfig("https")).HandshakeContext(t.Context())
+				_ = c.Close()
+			}()
+		}
+	}()
+	stranger := make(chan struct{})
+	go func() {
+		defer close(stranger)
+		for t.Context().Err() == nil {
+			_ = other.answerFor(t.Context(), other.answers.lookups, config.TLSALPN01, "a.example.test")
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	t.Cleanup(func() { <-stranger })
+	m := start(t, cfg, func(o *Options) { o.Backoff = func(int) time.Duration { return time.Hour } })
+	m.until(t, "example.test", StepLoaded)
+}
+
+func TestMissThatIsOlderThanTheAnswerDoesNotHideIt(t *testing.T) {
+	a := newAnswers()
+	now := time.Now()
+	a.put("id", "answer", now.Add(answerLife))
+	a.put("id", "", now.Add(missLife)) // looked for before, found out after
+	if text, known := a.get("id"); text != "answer" || !known {
+		t.Errorf("%q, %v", text, known)
+	}
+	for n := range 2 * maxAnswers {
+		a.put(strconv.Itoa(n), "", now.Add(missLife))
+	}
+	if text, _ := a.get("id"); text != "answer" || len(a.known) > maxAnswers {
+		t.Errorf("after many misses: %q, %d remembered", text, len(a.known))
 	}
 }
 
