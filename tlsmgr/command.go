@@ -162,8 +162,11 @@ func (m *Manager) obtainOne(ctx context.Context, v *vault.Vault, st *state, b *B
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if reason := m.journals[b.ID].reason(); reason != "" {
+	if reason := m.journals[b.ID].reason(b.Names); reason != "" {
 		return errors.New(reason)
+	}
+	if why := m.needLocked(st, b, time.Now()); why != needNothing {
+		return fmt.Errorf("%s: another replica is at work on it, or the storage did not answer (try again)", why)
 	}
 	return nil
 }

@@ -71,6 +71,7 @@ func (w *errand) round(ctx context.Context) (again bool, err error) {
 	if w.forced && !w.cleared {
 		j.record.Quarantine, w.cleared = nil, true
 	}
+	j.release(w.bundle.Names, now)
 	names := j.admitted(w.bundle.Names, now)
 	why := w.state.needs(&w.bundle, l, j, now)
 	if why == needMissing {

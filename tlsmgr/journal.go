@@ -31,6 +31,9 @@ const maxAttemptAge = 3 * 24 * time.Hour
 // maxLeftovers bounds the ended attempts whose records could not be removed.
 const maxLeftovers = 32
 
+// keepUnwanted is for how long a name may stay in quarantine that nobody tries.
+const keepUnwanted = 24 * time.Hour
+
 // readJournal loads the journal of a bundle; one that does not exist is empty.
 func readJournal(ctx context.Context, v *vault.Vault, id string) (*journal, error) {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
@@ -103,17 +106,35 @@ func (j *journal) next(now time.Time) time.Time {
 	return next
 }
 
-// reason is why names are missing, one line; "" when none are.
-func (j *journal) reason() string {
-	if j == nil || len(j.record.Quarantine) == 0 {
-		return ""
+// leftOut are those of names that are in quarantine, sorted as they are.
+func (j *journal) leftOut(names []string) (out []string) {
+	for _, n := range names {
+		if j == nil {
+			break
+		}
+		if _, ok := j.record.Quarantine[n]; ok {
+			out = append(out, n)
+		}
 	}
+	return out
+}
+
+// reason is why some of names are missing, one line; "" when none are.
+func (j *journal) reason(names []string) string {
 	var texts []string
-	for n, q := range j.record.Quarantine {
-		texts = append(texts, n+" is left out: "+q.Reason)
+	for _, n := range j.leftOut(names) {
+		texts = append(texts, n+" is left out: "+j.record.Quarantine[n].Reason)
 	}
 	slices.Sort(texts)
 	return firstFew(texts)
+}
+
+// release forgets the quarantine of what is not among names and should have been
+// tried again a day ago: no replica wants it any more.
+func (j *journal) release(names []string, now time.Time) {
+	maps.DeleteFunc(j.record.Quarantine, func(n string, q vault.Quarantined) bool {
+		return now.Sub(q.Next) > keepUnwanted && !slices.Contains(names, n)
+	})
 }
 
 // quarantine leaves names out of orders for a while, so that they do not keep

@@ -28,12 +28,23 @@ func (m *Manager) Load(ctx context.Context) error {
 	if v == nil {
 		return nil
 	}
+	answered := make(chan struct{})
+	var impatient sync.WaitGroup
+	impatient.Go(func() { // a storage that says nothing is as good as down
+		select {
+		case <-answered:
+		case <-time.After(snapshotPatience):
+			m.loadSnapshot(ctx)
+		}
+	})
 	err := m.sync(ctx, v)
+	close(answered)
+	impatient.Wait()
 	m.tally.reached.Store(err == nil)
 	if err != nil {
-		return errors.Join(err, m.loadSnapshot(ctx))
+		m.loadSnapshot(ctx)
 	}
-	return nil
+	return err
 }
 
 // vaultInUse is the open storage, nil when the configuration obtains nothing.
@@ -291,10 +302,16 @@ func (m *Manager) readJournals(ctx context.Context, v *vault.Vault, listed map[s
 		}
 	}
 	m.mu.Unlock()
+	var unread atomic.Int32
 	return each(ctx, changed, func(ctx context.Context, id string) error {
 		j, err := readJournal(ctx, v, id)
-		if err != nil && !untouchable(err) {
+		switch {
+		case err == nil, untouchable(err):
+		case ctx.Err() != nil || unread.Add(1) > maxUnread:
 			return err
+		default: // one that cannot be read is no reason to stop
+			m.log.LogAttrs(ctx, slog.LevelWarn, "journal of an order cannot be read, trying again", slog.String("certificate", id), slog.Any("error", oneError(err)))
+			return nil
 		}
 		if err != nil {
 			j = &journal{version: listed[id], err: err}
@@ -514,74 +531,5 @@ func (m *Manager) settleForeign(ctx context.Context, v *vault.Vault, st *state, 
 	m.mu.Unlock()
 	for _, id := range ids {
 		work.Go(func() { m.chore(ctx, v, st, Bundle{ID: id}, doSweep) })
-	}
-}
-
-// loadSnapshot serves what the snapshot has, when the storage cannot be read at
-// the start. It replaces nothing that is loaded.
-func (m *Manager) loadSnapshot(ctx context.Context) error {
-	m.mu.Lock()
-	s := m.snapshot
-	m.mu.Unlock()
-	if s == nil {
-		return nil
-	}
-	certificates, err := s.Certificates(ctx)
-	if err != nil {
-		return err
-	}
-	var news []string
-	for id, o := range certificates {
-		c, err := newStored(o)
-		if err != nil {
-			continue // a copy; the storage has the original
-		}
-		m.mu.Lock()
-		if m.loaded[id] == nil {
-			m.loaded[id] = &stored{cert: c}
-			news = append(news, id)
-		}
-		m.mu.Unlock()
-	}
-	if len(news) > 0 {
-		m.log.LogAttrs(ctx, slog.LevelWarn, "serving from the snapshot until the storage answers", slog.Int("certificates", len(news)))
-	}
-	m.serve(ctx, news...)
-	return nil
-}
-
-// snap brings the snapshot up to what is loaded: what changed is written, and
-// after a complete look what is gone is removed.
-func (m *Manager) snap(ctx context.Context, complete bool) {
-	m.mu.Lock()
-	s := m.snapshot
-	var news []*vault.Certificate
-	var ids []string
-	if s != nil {
-		for id, l := range m.loaded {
-			if l.cert == nil || l.version == "" {
-				continue
-			}
-			ids = append(ids, id)
-			if m.snapped[id] != l.version {
-				m.snapped[id] = l.version
-				news = append(news, l.cert.object)
-			}
-		}
-		maps.DeleteFunc(m.snapped, func(id string, _ store.Version) bool { return m.loaded[id] == nil })
-	}
-	m.mu.Unlock()
-	for _, o := range news {
-		if err := s.PutCertificate(o); err != nil {
-			m.log.LogAttrs(ctx, slog.LevelWarn, "snapshot not written", slog.String("certificate", o.ID), slog.Any("error", oneError(err)))
-			m.mu.Lock()
-			delete(m.snapped, o.ID)
-			m.mu.Unlock()
-		}
-	}
-	if len(news) > 0 && complete {
-		if err := s.Keep(ids); err != nil {
-			m.log.LogAttrs(ctx, slog.LevelWarn, "snapshot not tidied", slog.Any("error", oneError(err)))
-		}
 	}
 }

@@ -56,10 +56,11 @@ func renewAt(c *certificate) time.Time {
 	leaf := c.leaf()
 	life := leaf.NotAfter.Sub(leaf.NotBefore)
 	if r := renewalOf(c); r != nil && !r.Selected.IsZero() {
-		if latest := leaf.NotAfter.Add(-life / latestAt); latest.Before(r.Selected) {
+		at := later(r.Selected, replaceAt(c)) // windows of a CA that is wrong may lie in the past for ever
+		if latest := leaf.NotAfter.Add(-life / latestAt); latest.Before(at) {
 			return latest
 		}
-		return r.Selected
+		return at
 	}
 	rest := life / 3
 	if life < shortLife {

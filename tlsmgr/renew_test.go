@@ -118,6 +118,10 @@ func TestRenewalIsDueByTheCAsWindowElseByAFraction(t *testing.T) {
 	if at := renewAt(c); !at.Equal(now.Add(75 * day)) {
 		t.Errorf("due after %s, want a sixth of the life left whatever the CA says", at.Sub(now))
 	}
+	c.object.ObtainedAt, c.object.Renewal.Selected = now, now.Add(-time.Hour)
+	if at := renewAt(c); !at.Equal(now.Add(time.Hour)) {
+		t.Errorf("due %s after the issue, want an hour though the CA's window began before", at.Sub(now))
+	}
 	short := ca.certificate(t, "b", config.P256, now, now.Add(6*day), "a.test")
 	if at := renewAt(short); at.After(now.Add(3*day)) || at.Before(now.Add(2*day)) {
 		t.Errorf("short-lived due after %s, want at most half of 6 days", at.Sub(now))

@@ -54,14 +54,16 @@ func (m *Manager) shelve(ctx context.Context, v *vault.Vault, st *state, l *stor
 // retainLocked goes on serving old, which next has replaced, while it alone has
 // names that this process wants. It was renewed without them by a replica with
 // another configuration, as in a rolling update, and this one yields to it for a
-// while.
+// while. Or next has expired: the storage went back to what it had some time ago.
 func (m *Manager) retainLocked(old, next *certificate, now time.Time) {
 	id := old.id + shelf
 	if kept := m.loaded[id]; strings.HasSuffix(old.id, shelf) || old.object == nil || old.expired(now) || kept != nil && kept.version != "" {
 		return
 	}
 	st := m.state.Load()
-	if !slices.ContainsFunc(old.names, func(n string) bool { return !covered(next.names, n) && m.dependsLocked(st, old, n, now) }) {
+	if !slices.ContainsFunc(old.names, func(n string) bool {
+		return (next.expired(now) || !covered(next.names, n)) && m.dependsLocked(st, old, n, now)
+	}) {
 		return
 	}
 	c, o := *old, *old.object

@@ -1,7 +1,6 @@
 package tlsmgr
 
 import (
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -144,19 +143,18 @@ func (v *view) status(now time.Time) CertificateStatus {
 			s.Replaces = r.Explanation
 		}
 	}
-	s.leaveOut(v.journal, now)
+	s.leaveOut(v.journal, b.Names, now)
 	s.working(&v.job, v.cert != nil)
 	return s
 }
 
 // leaveOut says which names are missing and why.
-func (s *CertificateStatus) leaveOut(jr *journal, now time.Time) {
-	reason := jr.reason()
+func (s *CertificateStatus) leaveOut(jr *journal, names []string, now time.Time) {
+	reason := jr.reason(names)
 	if reason == "" {
 		return
 	}
-	s.Error = reason
-	s.LeftOut = slices.Sorted(maps.Keys(jr.record.Quarantine))
+	s.Error, s.LeftOut = reason, jr.leftOut(names)
 	if s.Serial == "" {
 		s.State, s.NextAttempt = StateFailed, jr.next(now)
 	}

@@ -162,7 +162,10 @@ func (v *Vault) due(ctx context.Context, e entry, now time.Time) (bool, error) {
 		silent := now.Sub(o.Beat)
 		return silent > keepReplicas || silent < -keepReplicas, nil // or its clock was wrong
 	case Order:
-		idle := o.Attempt == nil && len(o.Quarantine) == 0 && len(o.Leftovers) == 0
+		idle := o.Attempt == nil && len(o.Leftovers) == 0
+		for _, q := range o.Quarantine { // one that is wanted is tried again when it is due
+			idle = idle && now.Sub(q.Next) > keepOrders
+		}
 		return idle && now.Sub(o.UpdatedAt) > keepOrders && now.After(o.Next), nil
 	case Challenge:
 		return now.Sub(o.Expires) > keepChallenges, nil
