@@ -3,10 +3,16 @@ package tlsmgr
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"edge/tlsmgr/vault"
+
+	"golang.org/x/sync/errgroup"
 )
+
+// maxNotices are the certificates that one look tells about.
+const maxNotices = 64
 
 // level is how little of a certificate's life is left.
 type level int
@@ -51,26 +57,40 @@ type remark struct {
 
 // notice says, once for each certificate and level, that its end is near. One of
 // the replicas tells the operator (Event.Notify); all of them log it.
+//
+// It costs some calls to the storage each, and after a long outage of a CA there
+// is news about thousands: so a few at once, and not all at one look.
 func (m *Manager) notice(ctx context.Context, v *vault.Vault, now time.Time) {
-	for _, c := range m.unnoticed(now) {
-		l := levelOf(c, now)
-		tell := true
-		if v != nil && !c.file {
-			var ok bool
-			if tell, ok = m.firstToTell(ctx, v, c, l); !ok {
-				continue // at the next look
-			}
-		}
-		m.mu.Lock()
-		m.remarks[c.id] = remark{c.serial(), l}
-		why := ""
-		if j := m.jobs[c.id]; j != nil && j.err != nil {
-			why = ": " + j.err.Error()
-		}
-		m.mu.Unlock()
-		m.emitEvent(ctx, Event{Certificate: c.id, Step: l.step(), Notify: tell, Detail: fmt.Sprintf(
-			"%.0f%% of its lifetime is left, valid until %s%s", max(0, 100*left(c, now)), c.leaf().NotAfter.UTC().Format(time.RFC3339), why)})
+	news := m.unnoticed(now)
+	slices.SortFunc(news, func(a, b *certificate) int { return a.leaf().NotAfter.Compare(b.leaf().NotAfter) })
+	group := errgroup.Group{}
+	group.SetLimit(maxLoads)
+	for _, c := range news[:min(len(news), maxNotices)] {
+		group.Go(func() error {
+			m.remark(ctx, v, c, now)
+			return nil
+		})
 	}
+	_ = group.Wait() // none fails
+}
+
+func (m *Manager) remark(ctx context.Context, v *vault.Vault, c *certificate, now time.Time) {
+	l, tell := levelOf(c, now), true
+	if v != nil && !c.file {
+		var ok bool
+		if tell, ok = m.firstToTell(ctx, v, c, l); !ok {
+			return // at the next look
+		}
+	}
+	m.mu.Lock()
+	m.remarks[c.id] = remark{c.serial(), l}
+	why := ""
+	if j := m.jobs[c.id]; j != nil && j.err != nil {
+		why = ": " + j.err.Error()
+	}
+	m.mu.Unlock()
+	m.emitEvent(ctx, Event{Certificate: c.id, Step: l.step(), Notify: tell, Detail: fmt.Sprintf(
+		"%.0f%% of its lifetime is left, valid until %s%s", max(0, 100*left(c, now)), c.leaf().NotAfter.UTC().Format(time.RFC3339), why)})
 }
 
 // unnoticed are the served certificates of the plan that there is news about.
@@ -100,7 +120,9 @@ func (m *Manager) firstToTell(ctx context.Context, v *vault.Vault, c *certificat
 	if m.state.Load().cfg.ServeOnly {
 		return false, true // the ones that order tell
 	}
-	lease, got, err := v.Store().TryAcquire(ctx, leaseOf(c.id))
+	tryCtx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	lease, got, err := v.Store().TryAcquire(tryCtx, leaseOf(c.id))
 	if err != nil || !got {
 		return err != nil, err != nil && ctx.Err() == nil // without the storage everyone tells
 	}

@@ -109,7 +109,7 @@ func (o *order) orphan(ctx context.Context, records []dns.Record) bool {
 	o.m.mu.Lock()
 	defer o.m.mu.Unlock()
 	if len(o.m.orphans) < maxOrphans {
-		o.m.orphans = append(o.m.orphans, orphan{id: o.id, url: o.attempt().URL, solver: o.issuer.solver, records: records})
+		o.m.orphans = append(o.m.orphans, orphan{id: o.id, url: o.attempt().URL, solver: o.issuer.solver, records: records, since: time.Now()})
 	}
 	return true
 }
@@ -121,16 +121,18 @@ type orphan struct {
 	id, url string
 	solver  *dns.Solver
 	records []dns.Record
+	since   time.Time
 }
 
-// adopt removes orphans whose orders have ended.
+// adopt removes orphans whose orders have ended. It tries for as long as an order
+// may live.
 func (m *Manager) adopt(ctx context.Context, v *vault.Vault) {
 	m.mu.Lock()
 	orphans := m.orphans
 	m.orphans = nil
 	m.mu.Unlock()
 	for _, r := range orphans {
-		if !m.adoptOne(ctx, v, r) {
+		if !m.adoptOne(ctx, v, r) && time.Since(r.since) < maxAttemptAge {
 			m.mu.Lock()
 			m.orphans = append(m.orphans, r)
 			m.mu.Unlock()
@@ -139,6 +141,8 @@ func (m *Manager) adopt(ctx context.Context, v *vault.Vault) {
 }
 
 func (m *Manager) adoptOne(ctx context.Context, v *vault.Vault, r orphan) (done bool) {
+	ctx, stop := context.WithTimeout(ctx, cleanupTimeout)
+	defer stop()
 	lease, ok, err := v.Store().TryAcquire(ctx, leaseOf(r.id))
 	if err != nil || !ok {
 		return false

@@ -120,7 +120,7 @@ func (m *Manager) reconcile(ctx context.Context, w *weather, work *sync.WaitGrou
 	w.up(ctx, m.log, v.Store())
 	m.beat(ctx, v)
 	if !st.cfg.ServeOnly {
-		m.adopt(ctx, v)
+		work.Go(func() { m.adopt(ctx, v) }) // DNS providers take their time
 		m.settleForeign(ctx, v, st, work)
 		if w.looks++; w.looks%janitorRound == janitorRound/2 {
 			work.Go(func() { m.tidy(ctx, v, st) })

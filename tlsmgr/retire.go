@@ -1,11 +1,13 @@
 package tlsmgr
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,8 +17,54 @@ import (
 )
 
 // shelf marks the id of a certificate that was replaced by one without some of
-// its names. It serves those names until something else does.
-const shelf = ".old"
+// its names. It serves those names until something else does. A second one that
+// is needed beside it has the id with a number after that, and so on.
+const (
+	shelf      = ".old"
+	maxShelved = 4
+)
+
+// onShelf is the id of the certificate that id was kept of, if it was.
+func onShelf(id string) (of string, ok bool) {
+	for n := range maxShelved {
+		if of, ok = strings.CutSuffix(id, shelfOf("", n)); ok {
+			return of, true
+		}
+	}
+	return "", false
+}
+
+func shelfOf(id string, n int) string {
+	if n == 0 {
+		return id + shelf
+	}
+	return id + shelf + "." + strconv.Itoa(n+1)
+}
+
+// roomLocked is the id under which to keep what is stored for id: one that holds
+// nothing which is still needed, else the one that ends first.
+func (m *Manager) roomLocked(st *state, id string, now time.Time) (room string) {
+	var ends time.Time
+	for n := range maxShelved {
+		kept := shelfOf(id, n)
+		l := m.loaded[kept]
+		switch {
+		case l != nil && untouchable(l.err):
+			continue
+		case l == nil, l.cert == nil, l.cert.expired(now), !m.neededLocked(st, l.cert, now):
+			return kept
+		}
+		if end := l.cert.leaf().NotAfter; room == "" || end.Before(ends) {
+			room, ends = kept, end
+		}
+	}
+	return cmp.Or(room, shelfOf(id, 0))
+}
+
+// neededLocked reports whether a name depends on c.
+func (m *Manager) neededLocked(st *state, c *certificate, now time.Time) bool {
+	return slices.ContainsFunc(c.names, func(n string) bool { return m.dependsLocked(st, c, n, now) })
+}
 
 const (
 	janitorLease = "janitor"
@@ -36,12 +84,12 @@ func (m *Manager) shelve(ctx context.Context, v *vault.Vault, st *state, l *stor
 	alone := slices.ContainsFunc(l.cert.names, func(n string) bool {
 		return !covered(next.Names, n) && m.dependsLocked(st, l.cert, n, now)
 	})
+	old := *l.cert.object
+	old.ID = m.roomLocked(st, l.cert.id, now)
 	m.mu.Unlock()
 	if !alone {
 		return nil
 	}
-	old := *l.cert.object
-	old.ID = l.cert.id + shelf
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	if err := overwrite(ctx, v, old.ID, &old); err != nil {
@@ -57,7 +105,8 @@ func (m *Manager) shelve(ctx context.Context, v *vault.Vault, st *state, l *stor
 // while. Or next has expired: the storage went back to what it had some time ago.
 func (m *Manager) retainLocked(old, next *certificate, now time.Time) {
 	id := old.id + shelf
-	if kept := m.loaded[id]; strings.HasSuffix(old.id, shelf) || old.object == nil || old.expired(now) || kept != nil && kept.version != "" {
+	_, shelved := onShelf(old.id)
+	if kept := m.loaded[id]; shelved || old.object == nil || old.expired(now) || kept != nil && kept.version != "" {
 		return
 	}
 	st := m.state.Load()
@@ -131,22 +180,28 @@ func (m *Manager) needless(st *state, now time.Time) []string {
 		if l.cert == nil || l.version == "" || l.err != nil || st.bundles[id] != nil {
 			continue
 		}
-		kept := strings.HasSuffix(id, shelf) && !slices.ContainsFunc(l.cert.names, func(n string) bool { return m.dependsLocked(st, l.cert, n, now) })
-		if kept || now.Sub(l.cert.leaf().NotAfter) > keepExpired {
+		_, kept := onShelf(id)
+		if kept && !m.neededLocked(st, l.cert, now) || now.Sub(l.cert.leaf().NotAfter) > keepExpired {
 			out = append(out, id)
 		}
 	}
 	return out
 }
 
-// discard deletes a stored certificate under its lease, if it is still what was
-// loaded.
+// discard deletes a stored certificate, if it is still what was loaded, under the
+// lease of those who write it.
 func (m *Manager) discard(ctx context.Context, v *vault.Vault, id string) error {
-	lease, ok, err := v.Store().TryAcquire(ctx, leaseOf(id))
+	of, kept := onShelf(id)
+	if !kept {
+		of = id
+	}
+	lease, ok, err := v.Store().TryAcquire(ctx, leaseOf(of))
 	if err != nil || !ok {
 		return err
 	}
 	defer giveUp(ctx, lease)
+	ctx, cancel := lease.Context(ctx)
+	defer cancel()
 	m.mu.Lock()
 	l := m.loaded[id]
 	m.mu.Unlock()
