@@ -58,12 +58,13 @@ type Options struct {
 }
 
 const (
-	defaultInterval = 10 * time.Second
-	attemptTimeout  = 10 * time.Minute // of one order, from the lease to the stored object
-	storageTimeout  = 30 * time.Second // of one call to the storage
-	cleanupTimeout  = 2 * time.Minute  // to remove challenge records; Route 53 takes 40 s for a hundred names
-	askTimeout      = time.Minute      // to ask a CA for renewal information
-	leaveTimeout    = 2 * time.Second  // to remove the heartbeat at the end
+	defaultInterval  = 10 * time.Second
+	attemptTimeout   = 10 * time.Minute // of one order, from the lease to the stored object
+	storageTimeout   = 30 * time.Second // of one call to the storage
+	cleanupTimeout   = 2 * time.Minute  // to remove challenge records; Route 53 takes 40 s for a hundred names
+	askTimeout       = time.Minute      // to ask a CA for renewal information
+	snapshotPatience = 5 * time.Second  // with the storage at the start, before the snapshot is served
+	leaveTimeout     = 2 * time.Second  // to remove the heartbeat at the end
 
 	everywhereTimeout = 5 * time.Minute // for every live replica to load a new certificate
 	maxOrders         = 4               // orders in flight in this process
