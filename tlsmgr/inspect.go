@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"edge/config"
@@ -98,16 +99,17 @@ func (m *Manager) Details(ctx context.Context) ([]Detail, error) {
 			ids = append(ids, id)
 		}
 	}
+	digest := sync.OnceValue(m.digestLocked) // of everything: once for all
 	for _, id := range ids {
 		if l := m.loaded[id]; st.bundles[id] != nil || l.cert != nil || l.err != nil {
-			out = append(out, m.detailLocked(st, id, now))
+			out = append(out, m.detailLocked(st, id, digest, now))
 		}
 	}
 	slices.SortFunc(out, func(a, b Detail) int { return strings.Compare(a.ID, b.ID) })
 	return out, err
 }
 
-func (m *Manager) detailLocked(st *state, id string, now time.Time) Detail {
+func (m *Manager) detailLocked(st *state, id string, digest func() string, now time.Time) Detail {
 	d := Detail{ID: id, Source: "stored"}
 	l, j := m.loaded[id], m.journals[id]
 	if l != nil && l.err != nil {
@@ -115,7 +117,7 @@ func (m *Manager) detailLocked(st *state, id string, now time.Time) Detail {
 	}
 	if l != nil && l.cert != nil {
 		d.fill(l.cert, now)
-		d.Replicas = m.loadedByLocked(l.cert, now)
+		d.Replicas = m.loadedByLocked(l.cert, digest, now)
 	}
 	if b := st.bundles[id]; b != nil {
 		d.want(b)
@@ -194,15 +196,13 @@ func (j *journal) tell() *Journal {
 
 // loadedByLocked tells which replicas serve c. A process that has just started
 // knows only from their clocks which of them have ended.
-func (m *Manager) loadedByLocked(c *certificate, now time.Time) []Loaded {
+func (m *Manager) loadedByLocked(c *certificate, digest func() string, now time.Time) []Loaded {
 	var out []Loaded
-	digest := ""
 	for _, p := range m.fleet.peers {
 		r := p.record
 		serves := r.Recent[c.id] == c.serial()
 		if _, recent := r.Recent[c.id]; !recent {
-			digest = cmp.Or(digest, m.digestLocked())
-			serves = r.Digest == digest
+			serves = r.Digest == digest()
 		}
 		out = append(out, Loaded{
 			ReplicaStatus: ReplicaStatus{ID: r.ID, Owner: r.Owner, Version: r.Version, Started: r.Started, Role: r.Role},

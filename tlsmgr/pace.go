@@ -83,8 +83,11 @@ func changeBudget(ctx context.Context, v *vault.Vault, directory string, change 
 	case untouchable(err):
 		return nil
 	case errors.Is(err, vault.ErrDamaged):
+		if err := change(&vault.Budget{}); err != nil {
+			return err
+		}
 		if err = v.Store().Delete(ctx, vault.Budgets.Key(id)); err == nil {
-			return change(&vault.Budget{})
+			return nil
 		}
 		fallthrough
 	case err != nil:

@@ -156,3 +156,20 @@ func TestRefundLeavesWhatOthersWereCharged(t *testing.T) {
 		t.Errorf("budget %+v", b)
 	}
 }
+
+func TestDamagedBudgetIsStartedAnewByAnOrderAndNotByALook(t *testing.T) {
+	t.Parallel()
+	lab := acmelab.New(t, acmelab.Options{})
+	cfg := labConfig(t, lab, "a.example.test")
+	key := vault.Budgets.Key(vault.BudgetID(lab.CA.Directory))
+	put(t, cfg, key, []byte("{torn"))
+	m := ready(t, cfg, nil)
+	if _, err := m.Preview(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := m.vaultInUse().Store().Load(t.Context(), key); err != nil {
+		t.Errorf("a look deleted the budget: %v", err)
+	}
+	m.run(t)
+	m.until(t, "example.test", StepLoaded)
+}
