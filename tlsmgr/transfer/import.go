@@ -103,7 +103,7 @@ func put(ctx context.Context, v *vault.Vault, c *vault.Certificate, p *pair, dry
 		there, version, err := vault.Load[vault.Certificate](ctx, v, c.ID)
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, vault.ErrDamaged):
-		case errors.Is(err, vault.ErrNewer), errors.Is(err, vault.ErrNoKey):
+		case ofCertificate(err):
 			return Failed, oneLine(err), nil
 		case err != nil:
 			return Failed, oneLine(err), err
@@ -119,11 +119,25 @@ func put(ctx context.Context, v *vault.Vault, c *vault.Certificate, p *pair, dry
 		switch {
 		case err == nil:
 			return Imported, "", nil
+		case ofCertificate(err):
+			return Failed, oneLine(err), nil
 		case !errors.Is(err, store.ErrConflict):
 			return Failed, oneLine(err), err
 		}
 	}
 	return Failed, "others write it all the time (try again)", nil
+}
+
+// ofCertificate reports whether err is about this certificate alone, so that the
+// others are imported: what is there must stay, or it is too large, or named so
+// that no storage takes it.
+func ofCertificate(err error) bool {
+	for _, e := range []error{vault.ErrNewer, vault.ErrNoKey, store.ErrTooLarge, store.ErrInvalidKey} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // stays says why what is stored is not replaced by p, "" when it is.

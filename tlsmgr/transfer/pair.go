@@ -20,6 +20,11 @@ import (
 	"edge/tlsmgr/vault"
 )
 
+// maxKey bounds the DER of a private key. An RSA key of 8192 bits, beyond which
+// crypto/tls refuses the certificate, has below 5 KiB; to check one of a megabyte
+// takes minutes.
+const maxKey = 16 << 10
+
 // A pair is a certificate that can be served: a chain and its key, which belong
 // together.
 type pair struct {
@@ -68,6 +73,8 @@ func parse(chain, key []byte) (*pair, error) {
 		return nil, errors.New("certificate and private key do not belong together (want the leaf first)")
 	case len(p.names) == 0:
 		return nil, errors.New("certificate is for no name (it has no subject alternative names)")
+	case slices.ContainsFunc(p.names, unprintable):
+		return nil, errors.New("certificate is for a name that no host can have")
 	}
 	// What crypto/tls demands beyond that.
 	if _, err := tls.X509KeyPair([]byte(p.chain), []byte(p.keyPEM())); err != nil {
@@ -82,6 +89,9 @@ func parseKey(text []byte) (crypto.Signer, error) {
 		var block *pem.Block
 		if block, text = pem.Decode(text); block == nil {
 			return nil, errors.New("there is no private key in it (want PEM)")
+		}
+		if len(block.Bytes) > maxKey {
+			return nil, errors.New("private key is larger than any of TLS")
 		}
 		var (
 			key any
@@ -118,6 +128,11 @@ func namesOf(leaf *x509.Certificate) []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// unprintable tells names that would do something to a terminal or to a table.
+func unprintable(name string) bool {
+	return strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
 // keyPEM is the key as edge stores it.
