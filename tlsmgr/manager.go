@@ -33,7 +33,8 @@ type Manager struct {
 	chores  chan struct{}         // held by what is done besides orders
 	syncing chan struct{}         // held by whoever compares what is loaded with the storage
 
-	answers *answers // to CAs that come to look
+	answers *answers    // to CAs that come to look
+	telling atomic.Bool // a goroutine is at notice
 	tally   tally
 
 	mu        sync.Mutex

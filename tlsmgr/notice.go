@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"edge/tlsmgr/vault"
@@ -55,6 +56,18 @@ type remark struct {
 	level  level
 }
 
+// tell has notice done beside the looks, which renew what it warns of: with a slow
+// storage and many certificates it takes minutes.
+func (m *Manager) tell(ctx context.Context, v *vault.Vault, now time.Time, work *sync.WaitGroup) {
+	if ctx.Err() != nil || m.telling.Swap(true) {
+		return
+	}
+	work.Go(func() {
+		defer m.telling.Store(false)
+		m.notice(ctx, v, now)
+	})
+}
+
 // notice says, once for each certificate and level, that its end is near. One of
 // the replicas tells the operator (Event.Notify); all of them log it.
 //
@@ -99,6 +112,9 @@ func (m *Manager) unnoticed(now time.Time) []*certificate {
 	defer m.mu.Unlock()
 	var out []*certificate
 	look := func(c *certificate) {
+		if j := m.jobs[c.id]; j != nil && j.busy {
+			return // its lease is wanted for better; there may be no news then
+		}
 		if l := levelOf(c, now); l > calm && m.remarks[c.id] != (remark{c.serial(), l}) {
 			out = append(out, c)
 		}

@@ -99,7 +99,7 @@ func (m *Manager) reconcile(ctx context.Context, w *weather, work *sync.WaitGrou
 	now := time.Now()
 	m.expire(now)
 	v := m.vaultInUse()
-	m.notice(ctx, v, now)
+	defer m.tell(ctx, v, now, work) // after the orders have begun
 	if v == nil || len(m.state.Load().bundles) == 0 {
 		return m.soon(m.state.Load(), now)
 	}

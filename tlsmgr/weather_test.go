@@ -396,3 +396,40 @@ func TestDNSProviderThatRefusesForAWhileCostsNoOrder(t *testing.T) {
 		})
 	}
 }
+
+// What warns of an end that is near must not hold up the renewal that averts it.
+func TestWarningThatIsSlowToStoreHoldsUpNoRenewal(t *testing.T) {
+	t.Parallel()
+	lab, ca := acmelab.New(t, acmelab.Options{}), newTestCA(t)
+	cfg := stock(t, lab, ca, "stuck.example.test", "other.example.test")
+	first := ready(t, cfg, nil)
+	for _, name := range []string{"stuck.example.test", "other.example.test"} {
+		due := ca.certificate(t, name, config.P256, time.Now().Add(-80*time.Hour), time.Now().Add(20*time.Hour), name)
+		rewrite(t, first.Manager, name, func(o *vault.Certificate) { o.Chain, o.PrivateKey = due.object.Chain, due.object.PrivateKey })
+	}
+	first.close()
+	hold := make(chan struct{})
+	lab.S3.SetFail(func(r *http.Request) int {
+		if strings.Contains(r.URL.Path, "/locks/certificatestuck.") {
+			<-hold
+		}
+		return 0
+	})
+	m := ready(t, cfg, func(o *Options) { o.Interval = 50 * time.Millisecond })
+	if err := m.Load(t.Context()); err != nil { // it knows of both ends at its first look
+		t.Fatal(err)
+	}
+	m.run(t)
+	release := sync.OnceFunc(func() { close(hold) })
+	t.Cleanup(release) // before the manager stops
+	begin := time.Now()
+	m.until(t, "other.example.test", StepStored)
+	if d := time.Since(begin); d > storageTimeout/2 { // after which the warning gives up
+		t.Errorf("the renewal came after %s", d)
+	}
+	release()
+	m.until(t, "stuck.example.test", StepStored)
+	if n := lab.CA.Orders(); n != 2 {
+		t.Errorf("%d orders, want 2", n)
+	}
+}
