@@ -21,7 +21,6 @@ import (
 
 const (
 	gcsEndpoint = "https://storage.googleapis.com"
-	gcsMaxBody  = 8 << 20 // of a page, whose names and numbers are bounded
 	gcsEmulator = "STORAGE_EMULATOR_HOST"
 )
 
@@ -314,7 +313,7 @@ func (d *gcsDriver) attempt(ctx context.Context, r gcsRequest) (gcsReply, error)
 
 // readReply reads what is not an object of ours.
 func readReply(body io.Reader, _ *int64) ([]byte, error) {
-	return io.ReadAll(io.LimitReader(body, gcsMaxBody))
+	return io.ReadAll(io.LimitReader(body, maxReply))
 }
 
 // pauseBefore waits before the next attempt, longer each time, and no less than

@@ -23,7 +23,11 @@ const (
 	maxBackoff     = time.Second
 	attemptTimeout = 15 * time.Second
 	dialTimeout    = 5 * time.Second
+
+	maxReply = 8 << 20 // bytes; of a page of a listing, the largest, whose names are bounded
 )
+
+var errReply = &fault{message: "an answer is larger than any of a storage", hint: "is that a storage?"}
 
 // newHTTPClient returns a client with these bounds. It follows no redirects:
 // they would lead requests with credentials elsewhere.
@@ -55,9 +59,9 @@ func counting(ctx context.Context) (context.Context, *atomic.Int32) {
 	return context.WithValue(ctx, sentKey{}, &sent), &sent
 }
 
-// countedClient counts the attempts of one operation. The SDKs do not tell
-// them when the operation fails, and whether a conflict can be with our own
-// write depends on it.
+// countedClient counts the attempts of one operation and bounds their answers.
+// The SDKs do not tell attempts when the operation fails, and whether a conflict
+// can be with our own write depends on it.
 type countedClient struct {
 	client interface {
 		Do(r *http.Request) (*http.Response, error)
@@ -69,7 +73,28 @@ func (c countedClient) Do(r *http.Request) (*http.Response, error) {
 	if sent, ok := r.Context().Value(sentKey{}).(*atomic.Int32); ok {
 		sent.Add(1)
 	}
-	return c.client.Do(r)
+	resp, err := c.client.Do(r)
+	if err == nil {
+		resp.Body = &boundedBody{resp.Body, maxReply}
+	}
+	return resp, err
+}
+
+// boundedBody ends with an error what is too long. The SDKs keep listings and
+// errors in memory, as long as the server sends.
+type boundedBody struct {
+	io.ReadCloser
+	left int64
+}
+
+// Read implements io.Reader.
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, errReply
+	}
+	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
 }
 
 // responseError is a fault with the status of the response.

@@ -53,8 +53,9 @@ const (
 	MaxObject = 1 << 20 // bytes in an object
 	MaxKey    = 512     // bytes in a key
 
-	maxComponent   = 255              // bytes between two slashes: NAME_MAX of every file system we know
-	maxList        = 1 << 20          // objects below one directory
+	maxComponent   = 255     // bytes between two slashes: NAME_MAX of every file system we know
+	maxList        = 1 << 20 // objects below one directory
+	maxPages       = 4 * maxList / pageSize
 	maxRequests    = 32               // at a time; as many again for leases
 	maxDeletes     = 8                // at a time, when a directory is deleted
 	requestTimeout = 60 * time.Second // one operation with its retries
@@ -256,7 +257,8 @@ func (s *Store) ListVersions(ctx context.Context, prefix string) ([]Object, erro
 
 // walk reads all pages of a listing.
 func (s *Store) walk(ctx context.Context, dir string) (objects []Object, err error) {
-	for token := ""; ; {
+	token := ""
+	for range maxPages {
 		p, err := s.objects.list(ctx, dir, token)
 		if err != nil {
 			return nil, err
@@ -273,6 +275,7 @@ func (s *Store) walk(ctx context.Context, dir string) (objects []Object, err err
 		}
 		token = p.next
 	}
+	return nil, errEndless
 }
 
 // errEndless refuses a listing without its end: what is missing from it would
