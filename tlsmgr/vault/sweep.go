@@ -7,13 +7,15 @@ import (
 	"io/fs"
 	"sync/atomic"
 	"time"
+
+	"edge/tlsmgr/store"
 )
 
 // How long what nobody needs any more is kept.
 const (
 	keepLeases     = 7 * 24 * time.Hour  // released, since then unchanged
 	keepReplicas   = 24 * time.Hour      // since the last heartbeat
-	keepOrders     = 24 * time.Hour      // since nothing is open
+	keepOrders     = 24 * time.Hour      // since nothing is open, and no name in quarantine was due again
 	keepChallenges = time.Hour           // since they expired
 	keepBudgets    = 31 * 24 * time.Hour // each event; longer than any limit of a CA looks back
 )
@@ -107,9 +109,9 @@ func (v *Vault) sweep(ctx context.Context, e entry, now time.Time) (done bool, e
 			return done, nil
 		})
 	case Replicas:
-		var due bool
-		if due, err = v.due(ctx, e, now); due {
-			done, err = true, v.store.Delete(ctx, e.Key)
+		var version store.Version
+		if done, version, err = v.due(ctx, e, now); done {
+			err = v.store.Remove(ctx, e.Key, version)
 		}
 	case Orders, Challenges:
 		done, err = v.sweepLeased(ctx, e, now)
@@ -118,13 +120,16 @@ func (v *Vault) sweep(ctx context.Context, e entry, now time.Time) (done bool, e
 	if errors.Is(err, ErrNewer) || errors.Is(err, ErrNoKey) || errors.Is(err, ErrDamaged) {
 		return false, nil // stays; Verify tells
 	}
+	if errors.Is(err, store.ErrConflict) {
+		return false, nil // it is used again
+	}
 	return done && err == nil, err
 }
 
 // sweepLeased deletes e under its lease when it is due. One whose lease is held
 // is in use.
 func (v *Vault) sweepLeased(ctx context.Context, e entry, now time.Time) (done bool, err error) {
-	if due, err := v.due(ctx, e, now); err != nil || !due {
+	if due, _, err := v.due(ctx, e, now); err != nil || !due {
 		return false, err // most are not: no lease for them
 	}
 	lease, ok, err := v.store.TryAcquire(ctx, e.kind.Lease(e.id))
@@ -134,43 +139,48 @@ func (v *Vault) sweepLeased(ctx context.Context, e entry, now time.Time) (done b
 	defer func() { err = errors.Join(err, lease.Release(ctx)) }()
 	ctx, cancel := lease.Context(ctx)
 	defer cancel()
-	due, err := v.due(ctx, e, now)
+	due, version, err := v.due(ctx, e, now)
 	if err != nil || !due {
 		return false, err
 	}
 	if err := lease.Err(); err != nil { // this process slept
 		return false, err
 	}
-	return true, v.store.Delete(ctx, e.Key)
+	return true, v.store.Remove(ctx, e.Key, version)
 }
 
-// due reads e again and reports whether it can go.
-func (v *Vault) due(ctx context.Context, e entry, now time.Time) (bool, error) {
-	plain, _, _, err := v.load(ctx, e)
+// due reads e again and reports whether it can go, and which version.
+func (v *Vault) due(ctx context.Context, e entry, now time.Time) (bool, store.Version, error) {
+	plain, _, version, err := v.load(ctx, e)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return false, "", nil
 	}
 	if err != nil {
-		return false, err
+		return false, "", err
 	}
 	o, err := read(e.kind, e.id, plain)
 	if err != nil {
-		return false, err
+		return false, "", err
 	}
+	return over(o, now), version, nil
+}
+
+// over reports whether nobody needs o any more.
+func over(o object, now time.Time) bool {
 	switch o := o.(type) {
 	case Replica:
 		silent := now.Sub(o.Beat)
-		return silent > keepReplicas || silent < -keepReplicas, nil // or its clock was wrong
+		return silent > keepReplicas || silent < -keepReplicas // or its clock was wrong
 	case Order:
 		idle := o.Attempt == nil && len(o.Leftovers) == 0
 		for _, q := range o.Quarantine { // one that is wanted is tried again when it is due
 			idle = idle && now.Sub(q.Next) > keepOrders
 		}
-		return idle && now.Sub(o.UpdatedAt) > keepOrders && now.After(o.Next), nil
+		return idle && now.Sub(o.UpdatedAt) > keepOrders && now.After(o.Next)
 	case Challenge:
-		return now.Sub(o.Expires) > keepChallenges, nil
+		return now.Sub(o.Expires) > keepChallenges
 	default:
-		return false, nil
+		return false
 	}
 }
 

@@ -44,7 +44,8 @@ func TestSweepDeletesOnlyWhatNobodyNeeds(t *testing.T) {
 			save(t, v, "idle", &vault.Order{ID: "idle", UpdatedAt: now.Add(-25 * time.Hour)})
 			save(t, v, "fresh", &vault.Order{ID: "fresh", UpdatedAt: now.Add(-23 * time.Hour)})
 			save(t, v, "open", &vault.Order{ID: "open", Attempt: &vault.Attempt{}})
-			save(t, v, "quarantine", &vault.Order{ID: "quarantine", Quarantine: map[string]vault.Quarantined{"a.test": {}}})
+			save(t, v, "quarantine", &vault.Order{ID: "quarantine", Quarantine: map[string]vault.Quarantined{"a.test": {Next: now.Add(-23 * time.Hour)}, "b.test": {}}})
+			save(t, v, "unwanted", &vault.Order{ID: "unwanted", Quarantine: map[string]vault.Quarantined{"a.test": {Next: now.Add(-25 * time.Hour)}}})
 			save(t, v, "paused", &vault.Order{ID: "paused", Next: now.Add(time.Minute)})
 			save(t, v, "silent", &vault.Replica{ID: "silent", Beat: now.Add(-25 * time.Hour)})
 			save(t, v, "alive", &vault.Replica{ID: "alive", Beat: now.Add(-time.Minute)})
@@ -58,7 +59,7 @@ func TestSweepDeletesOnlyWhatNobodyNeeds(t *testing.T) {
 			put(t, v, "edge/v1/orders/foreign", nil)
 
 			swept, err := v.Sweep(t.Context(), now)
-			if want := (vault.Swept{Replicas: 2, Orders: 1, Challenges: 1}); err != nil || swept != want {
+			if want := (vault.Swept{Replicas: 2, Orders: 2, Challenges: 1}); err != nil || swept != want {
 				t.Errorf("got %+v, want %+v: %v", swept, want, err)
 			}
 			want := []string{
