@@ -138,8 +138,8 @@ func exportCertMagic(c *vault.Certificate, p *pair, form Form) ([]File, error) {
 	if directory == "" {
 		directory = c.Directory
 	}
-	if directory == "" {
-		return nil, errors.New("it is from no ACME directory, and Caddy looks for certificates by that (say which one Caddy uses)")
+	if u, err := url.Parse(directory); err != nil || u.Host == "" { // imported, or from a CA of edge's own
+		return nil, errors.New("it is from no ACME directory, and Caddy looks for certificates by that (say which one Caddy uses: --directory)")
 	}
 	key, err := certmagic.PEMEncodePrivateKey(p.key)
 	if err != nil {

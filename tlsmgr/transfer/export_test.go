@@ -164,6 +164,8 @@ func TestExportRefusesWhatWouldNotWork(t *testing.T) {
 	c := newTestCA(t).certificate("example.com", "example.com")
 	homeless := *c
 	homeless.Directory = ""
+	own := *c
+	own.Directory = "internal:lab"
 	odd := *c
 	odd.ID = "___"
 	for name, try := range map[string]func() ([]transfer.File, error){
@@ -176,6 +178,9 @@ func TestExportRefusesWhatWouldNotWork(t *testing.T) {
 		},
 		"say which one Caddy uses": func() ([]transfer.File, error) {
 			return transfer.Export(&homeless, transfer.CertMagic, transfer.Form{})
+		},
+		"from no ACME directory": func() ([]transfer.File, error) {
+			return transfer.Export(&own, transfer.CertMagic, transfer.Form{})
 		},
 		"(pem, kubernetes, certmagic)": func() ([]transfer.File, error) { return transfer.Export(c, "pfx", transfer.Form{}) },
 		`export "x": there is no certificate`: func() ([]transfer.File, error) {
