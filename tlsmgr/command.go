@@ -29,6 +29,7 @@ type Preview struct {
 	Reason    string    `json:"reason,omitempty"`     // why not before
 	LeftOut   []string  `json:"left_out,omitempty"`   // names in quarantine
 	OpenOrder string    `json:"open_order,omitempty"` // URL of an order that would be resumed
+	Error     string    `json:"error,omitempty"`      // why what is stored is neither used nor replaced: nothing would be ordered
 }
 
 // Preview reads the storage and says what would be ordered, and why. It writes
@@ -62,6 +63,9 @@ func (m *Manager) preview(ctx context.Context, v *vault.Vault, st *state, b Bund
 	if l != nil && l.cert != nil {
 		p.NotAfter, p.Renewal = l.cert.leaf().NotAfter, renewAt(l.cert)
 	}
+	if l != nil && untouchable(l.err) {
+		p.Error = oneError(l.err).Error()
+	}
 	failures, waits := 0, map[string]time.Time(nil)
 	if j != nil {
 		failures, waits = j.record.Failures, j.record.Waits
@@ -74,7 +78,7 @@ func (m *Manager) preview(ctx context.Context, v *vault.Vault, st *state, b Bund
 			p.OpenOrder = j.record.Attempt.URL
 		}
 	}
-	if p.Need == "" {
+	if p.Need == "" || p.Error != "" {
 		return p, nil
 	}
 	p.From = b.pick(l, failures, waits, now)
@@ -228,7 +232,12 @@ func (m *Manager) issuerFor(c *certificate) (*issuer, error) {
 			return i, nil
 		}
 	}
-	return nil, fmt.Errorf("certificate %s came from %q, which is no ACME issuer of the configuration", c.id, c.object.Directory)
+	for _, i := range st.issuers {
+		if i.ca == nil && c.object != nil && c.object.Directory == directoryOf(i.config) {
+			return nil, fmt.Errorf("certificate %s is from edge's own CA, which publishes no revocations (certs renew %s replaces it)", c.id, c.id)
+		}
+	}
+	return nil, fmt.Errorf("certificate %s came from %q, which is no ACME issuer in use (%s)", c.id, c.object.Directory, st.acmeIssuers())
 }
 
 // everywhere waits until every live replica has loaded what is stored for id.
@@ -253,12 +262,26 @@ func (m *Manager) everywhere(ctx context.Context, v *vault.Vault, id string) err
 	}
 }
 
+// acmeIssuers says which ACME issuers the plan uses, for a hint.
+func (st *state) acmeIssuers() string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(st.issuers)) {
+		if i := st.issuers[name]; i != nil && i.ca != nil {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return "the plan uses none"
+	}
+	return "the plan uses " + strings.Join(names, ", ")
+}
+
 // Rollover gives the account of an issuer a new key (RFC 8555 section 7.3.5).
 // The new key is stored before the CA learns it.
 func (m *Manager) Rollover(ctx context.Context, issuerName string) error {
 	v, i := m.vaultInUse(), m.state.Load().issuers[issuerName]
 	if v == nil || i == nil || i.ca == nil {
-		return fmt.Errorf("no ACME issuer %q is in use", issuerName)
+		return fmt.Errorf("no ACME issuer %q is in use (%s)", issuerName, m.state.Load().acmeIssuers())
 	}
 	lease, err := v.Store().Acquire(ctx, vault.Accounts.Lease(accountID(i.config)))
 	if err != nil {

@@ -159,7 +159,7 @@ func (c *Change) openStorage(ctx context.Context, cfg *config.Config) error {
 	}
 	keys, err := vault.NewKeyring(cfg.Storage.Keys)
 	if err != nil {
-		return fmt.Errorf("storage.encrypt.keys: %w", err)
+		return err
 	}
 	s, err := store.Open(ctx, cfg.Storage.URL, store.Options{Logger: m.log, Owner: m.options.Owner, LeaseTTL: m.options.LeaseTTL})
 	if err != nil {

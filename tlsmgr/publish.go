@@ -208,6 +208,9 @@ func (i *issuer) persistent(ctx context.Context, names, identities []string, acc
 // account is registered.
 func (m *Manager) CheckDNS(ctx context.Context, name string, write bool) (report *dns.Report, issuerName string, err error) {
 	st := m.state.Load()
+	if _, err := hostname.Parse(name); err != nil && !hostname.IsIP(name) {
+		return nil, "", err
+	}
 	issuerName = st.issuerFor(name)
 	if issuerName == "" {
 		return nil, "", errors.New("no issuer (set acme)")

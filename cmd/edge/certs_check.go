@@ -79,6 +79,7 @@ func judge(d tlsmgr.Detail, now time.Time) []finding {
 		add(critical, "%s", d.Error)
 	}
 	switch {
+	case d.Serial == "" && d.Error != "": // said
 	case d.Serial == "":
 		add(critical, "missing")
 	case d.Left <= 0:

@@ -75,6 +75,8 @@ func (g *globals) stored(ctx context.Context, cmd *cobra.Command, cfg *config.Co
 		return nil, err
 	case d.Source == "file":
 		return nil, fmt.Errorf("certificate %q is from files: %s (copy them)", d.ID, cfg.Certificates[d.ID].File.Certificate)
+	case d.Error != "":
+		return nil, errors.New(d.Error)
 	case d.Serial == "":
 		return nil, fmt.Errorf("certificate %q is not there yet (edge certs obtain %s)", d.ID, d.ID)
 	}

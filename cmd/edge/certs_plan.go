@@ -133,6 +133,8 @@ func (p *planned) print(cmd *cobra.Command, now time.Time) error {
 // next is what edge would do about a certificate, in a few words.
 func next(b *tlsmgr.Preview, now time.Time) string {
 	switch {
+	case b.Error != "":
+		return "nothing: left as it is"
 	case b.Need == "" && b.Renewal.IsZero():
 		return "nothing: all its names are left out"
 	case b.Need == "" && b.Renewal.After(now):
@@ -151,6 +153,9 @@ func notes(b *tlsmgr.Preview, now time.Time) []string {
 	var out []string
 	if len(b.LeftOut) > 0 {
 		out = append(out, "left out: "+strings.Join(b.LeftOut, " "))
+	}
+	if b.Error != "" {
+		out = append(out, "left as it is: "+b.Error)
 	}
 	if b.Need != "" && b.NotBefore.After(now) {
 		out = append(out, "not before "+when(b.NotBefore, now)+": "+b.Reason)

@@ -57,9 +57,12 @@ func show(out io.Writer, d tlsmgr.Detail, now time.Time) {
 	line("needs", d.Need)
 	line("issuer", issuedBy(d))
 	line("key", string(d.KeyType))
-	if d.Serial == "" {
+	switch {
+	case d.Serial == "" && d.Error != "":
+		line("valid", "unknown: what is stored cannot be used")
+	case d.Serial == "":
 		line("valid", "there is no certificate yet")
-	} else {
+	default:
 		line("serial", d.Serial)
 		line("sha256", d.Fingerprint)
 		line("valid", d.NotBefore.UTC().Format("2006-01-02 15:04 UTC")+" to "+validity(d, now))

@@ -40,6 +40,7 @@ func TestCheckComplainsAboutWhatNeedsAPerson(t *testing.T) {
 		"tenth":     {with(func(d *tlsmgr.Detail) { d.Left, d.NotAfter = 0.09, now.Add(8*day) }), []string{"critical: expires in 8d, 9 % of its lifetime is left"}},
 		"expired":   {with(func(d *tlsmgr.Detail) { d.Left, d.NotAfter = -0.1, now.Add(-9*day) }), []string{"critical: expired 9d ago"}},
 		"damaged":   {with(func(d *tlsmgr.Detail) { d.Error = "torn" }), []string{"critical: torn"}},
+		"unusable":  {tlsmgr.Detail{ID: "a", Source: "written", Error: "no key"}, []string{"critical: no key"}},
 		"replace":   {with(func(d *tlsmgr.Detail) { d.Replace = "it will be revoked" }), []string{"warning: the CA wants it replaced now: it will be revoked"}},
 		"lacks":     {with(func(d *tlsmgr.Detail) { d.Missing = []string{"b.test"} }), []string{"warning: lacks b.test"}},
 		"failing": {with(func(d *tlsmgr.Detail) {
@@ -103,6 +104,7 @@ func TestThePlanSaysWhatIsDoneNext(t *testing.T) {
 		"order: missing":                      {Need: "missing"},
 		"order in 1h0m: missing":              {Need: "missing", NotBefore: now.Add(time.Hour)},
 		"resume the order: missing":           {Need: "missing", OpenOrder: "https://ca.test/1"},
+		"nothing: left as it is":              {Need: "missing", Error: "no key"},
 		"nothing: imported":                   {Renewal: now.Add(-time.Hour)},
 		"nothing: all its names are left out": {LeftOut: []string{"a.test"}},
 	} {
@@ -139,9 +141,10 @@ func TestALeaseOfASilentHolderHasLapsed(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	for want, l := range map[string]store.LeaseInfo{
-		"held":   {Held: true, TTL: time.Minute, At: now.Add(-30 * time.Second)},
-		"lapsed": {Held: true, TTL: time.Minute, At: now.Add(-2 * time.Minute)},
-		"free":   {TTL: time.Minute, At: now},
+		"held":    {Held: true, TTL: time.Minute, At: now.Add(-30 * time.Second)},
+		"lapsed":  {Held: true, TTL: time.Minute, At: now.Add(-2 * time.Minute)},
+		"free":    {TTL: time.Minute, At: now},
+		"damaged": {Held: true, Owner: "unreadable record"},
 	} {
 		if got := stateOf(l, now); got != want {
 			t.Errorf("%s, want %s", got, want)

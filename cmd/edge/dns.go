@@ -85,6 +85,9 @@ func dnsRecordsCommand(g *globals) *cobra.Command {
 					}
 					return err
 				}
+				if len(all) == 0 && err == nil {
+					fmt.Fprintln(cmd.ErrOrStderr(), "nothing to publish: edge's own CA certifies all names of the plan")
+				}
 				for _, p := range all {
 					if p.Registered {
 						fmt.Fprintf(cmd.ErrOrStderr(), "registered an account with issuer %s: %s\n", p.Issuer, p.Account)

@@ -49,7 +49,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	if !errors.Is(err, errSilent) {
-		fmt.Fprintln(stderr, message(cmd.CommandPath(), err))
+		fmt.Fprintln(stderr, message(cmd, err))
 	}
 	return exitCode(err)
 }
@@ -76,16 +76,28 @@ func invalid(err error) error { return &failure{exitConfig, err} }
 // message is err as the terminal shows it: problems of a file stand alone, so
 // that editors find file:line:col at the start of the line. A mistake in a call
 // points to the help of the command, in one line.
-func message(command string, err error) string {
+func message(cmd *cobra.Command, err error) string {
 	if _, ok := errors.AsType[config.Problems](err); ok {
 		return err.Error()
 	}
 	text := "edge: " + err.Error()
 	if exitCode(err) == exitUsage {
 		text = strings.Replace(text, "\n\nDid you mean this?\n\t", ", did you mean ", 1)
-		text = strings.ReplaceAll(strings.TrimSpace(text), "\n\t", " or ") + " (see " + command + " --help)"
+		text = strings.ReplaceAll(strings.TrimSpace(text), "\n\t", " or ")
+		if strings.HasPrefix(err.Error(), "accepts ") {
+			text += " (" + strings.TrimSuffix(cmd.UseLine(), " [flags]") + ")"
+		}
+		text = withHint(text, "see "+cmd.CommandPath()+" --help")
 	}
 	return text
+}
+
+// withHint adds a hint to text, in the parentheses that it may end with.
+func withHint(text, hint string) string {
+	if strings.HasSuffix(text, ")") {
+		return strings.TrimSuffix(text, ")") + "; " + hint + ")"
+	}
+	return text + " (" + hint + ")"
 }
 
 func exitCode(err error) int {

@@ -74,7 +74,7 @@ func (g *globals) openVault(ctx context.Context, cmd *cobra.Command, cfg *config
 	}
 	keys, err := vault.NewKeyring(cfg.Storage.Keys)
 	if err != nil {
-		return nil, invalid(fmt.Errorf("storage.encrypt.keys: %w", err))
+		return nil, invalid(err)
 	}
 	log := g.progress(cmd).logger()
 	s, err := store.Open(ctx, url, store.Options{Logger: log, Owner: owner()})

@@ -26,7 +26,7 @@ func TestAnUnreadableConfigurationIsToldWithTheSocketThatWasTried(t *testing.T) 
 	if got := exitCode(action(func(*cobra.Command, []string) error { return err })(nil, nil)); got != exitUnreachable {
 		t.Errorf("exit code %d, want %d", got, exitUnreachable)
 	}
-	first, second, _ := strings.Cut(message("edge status", err), "\n")
+	first, second, _ := strings.Cut(message(&cobra.Command{Use: "status"}, err), "\n")
 	if !strings.HasPrefix(first, "edge: control socket unreachable: "+config.DefaultSocket) || !strings.HasPrefix(second, "none.yaml: cannot read") {
 		t.Errorf("message\n%s\n%s", first, second)
 	}
@@ -50,7 +50,7 @@ func TestExitCodes(t *testing.T) {
 	if got := exitCode(errors.New("unknown flag: --x")); got != exitUsage {
 		t.Errorf("what cobra says itself: exit code %d, want %d", got, exitUsage)
 	}
-	if got, want := message("edge run", invalid(problems)), "routes.yaml:3:5: a: m (h)"; got != want {
+	if got, want := message(&cobra.Command{Use: "run"}, invalid(problems)), "routes.yaml:3:5: a: m (h)"; got != want {
 		t.Errorf("message %q, want %q: editors look for the file at the start", got, want)
 	}
 }

@@ -156,7 +156,7 @@ func storageLocksCommand(g *globals) *cobra.Command {
 						continue
 					}
 					locks = append(locks, lock{l.Name, l.Held, l.Owner, l.At, l.TTL, l.Fence})
-					rows = append(rows, []string{l.Name, stateOf(l, time.Now()), dash(l.Owner), span(time.Since(l.At)) + " ago", span(l.TTL)})
+					rows = append(rows, []string{l.Name, stateOf(l, time.Now()), dash(l.Owner), ago(l.At), span(l.TTL)})
 				}
 				if g.json {
 					return printJSON(cmd.OutOrStdout(), locks)
@@ -169,11 +169,21 @@ func storageLocksCommand(g *globals) *cobra.Command {
 	return cmd
 }
 
+// ago is how long since is past; a record that cannot be read tells no time.
+func ago(since time.Time) string {
+	if since.IsZero() {
+		return "-"
+	}
+	return span(time.Since(since)) + " ago"
+}
+
 // stateOf is by the clocks of two machines, and so for people only.
 func stateOf(l store.LeaseInfo, now time.Time) string {
 	switch {
 	case !l.Held:
 		return "free"
+	case l.At.IsZero():
+		return "damaged" // whoever comes takes it over after a TTL
 	case l.TTL > 0 && now.Sub(l.At) > l.TTL:
 		return "lapsed"
 	}
