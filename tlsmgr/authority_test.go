@@ -1,8 +1,10 @@
 package tlsmgr
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -129,5 +131,39 @@ func TestSealedStorageAndSnapshot(t *testing.T) {
 	raw, _, err := m.Manager.vaultInUse().Store().LoadVersion(t.Context(), vault.Certificates.Key("example.internal"))
 	if err == nil && !strings.Contains(string(raw), `"sealed"`) {
 		t.Error("a sealed certificate was replaced by an edge without its key")
+	}
+}
+
+// A storage that takes connections and never answers is as good as down.
+func TestSilentStorageDoesNotKeepTheSnapshotFromServing(t *testing.T) {
+	t.Parallel()
+	key := config.Secret{Ref: "file:" + t.TempDir() + "/key"}
+	writeFile(t, strings.TrimPrefix(key.Ref, "file:"), "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n")
+	cfg := ownCA(t, time.Hour, "a.example.internal")
+	cfg.Storage.Keys, cfg.Storage.Snapshot = []config.Secret{key}, t.TempDir()+"/snapshot"
+	m := start(t, cfg, nil)
+	m.until(t, "example.internal", StepLoaded)
+	wait(t, func() bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return len(m.snapped) == 1
+	})
+	m.stop()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // the backlog connects, nobody answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	hung := *cfg
+	hung.Storage.URL = "s3://certs/t?region=us-east-1&endpoint=http://" + silent.Addr().String()
+	again := ready(t, &hung, nil)
+	defer again.close()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*snapshotPatience)
+	defer cancel()
+	if err := again.Load(ctx); err == nil {
+		t.Error("the storage answers")
+	}
+	if s := again.one(t); s.State != StateValid {
+		t.Errorf("from the snapshot: %+v", s)
 	}
 }
