@@ -107,6 +107,10 @@ Try it, from another terminal:
 
   ./edge status
   ./edge certs ls
+  set -a; . ./env; set +a               # the lab's secrets, for the commands that order or read the bucket
+  ./edge certs plan && ./edge certs renew --all && ./edge certs show %[3]s
+  ./edge dns check '*.models.%[5]s' --write
+  ./edge storage ls && ./edge storage verify
   $EDITOR routes.yaml && ./edge validate && ./edge reload
 
 ^C ends everything.`, d.dir, curl, chatHost, port, zone, d.addr))

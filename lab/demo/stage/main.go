@@ -110,7 +110,7 @@ func (d *demo) startLab() (err error) {
 		d.models = append(d.models, m)
 		d.say.step("%s     OpenAI chat         %s", name, m.URL)
 	}
-	for name, data := range map[string][]byte{"ca-api.pem": d.lab.CA.APICertPEM, "roots.pem": d.lab.CA.RootsPEM} {
+	for name, data := range map[string][]byte{"ca-api.pem": d.lab.CA.APICertPEM, "roots.pem": d.lab.CA.RootsPEM, "env": []byte(strings.Join(d.env(), "\n") + "\n")} {
 		if err := os.WriteFile(filepath.Join(d.dir, name), data, 0o600); err != nil {
 			return err
 		}
@@ -147,12 +147,16 @@ observability: {log: {format: json, access: false}}
 		d.models[0].URL, d.models[1].URL, zone, "models."+zone, d.path("control.sock"))
 }
 
+// env holds the secrets of the lab for edge, and for commands that work on the
+// storage as edge does. None of them needs quotes in a shell.
+func (d *demo) env() []string { return append(d.lab.S3.Env(), "DEMO_TSIG="+d.lab.DNS.Key.Secret) }
+
 // startEdge runs the binary and tells what its log says of the certificate.
 func (d *demo) startEdge(ctx context.Context) (err error) {
 	d.say.step("edge run    two names, one wildcard: *.models.%s and models.%s", zone, zone)
 	d.edge, err = edgetest.Start(edgetest.Options{
 		Binary: d.path("edge"), Config: d.path("routes.yaml"), Log: d.say.edge,
-		Env: append(d.lab.S3.Env(), "DEMO_TSIG="+d.lab.DNS.Key.Secret),
+		Env: d.env(),
 	})
 	if err != nil {
 		return err
