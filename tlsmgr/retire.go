@@ -209,7 +209,11 @@ func (m *Manager) discard(ctx context.Context, v *vault.Vault, id string) error 
 	if err != nil || l == nil || l.version != version {
 		return err
 	}
-	if err := v.Store().Delete(ctx, vault.Certificates.Key(id)); err != nil && !errors.Is(err, store.ErrConflict) {
+	err = v.Store().Remove(ctx, vault.Certificates.Key(id), version)
+	if errors.Is(err, store.ErrConflict) { // an import, which takes no lease, was faster
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	m.log.LogAttrs(ctx, slog.LevelInfo, "a stored certificate that nobody needs was deleted", slog.String("certificate", id))

@@ -198,7 +198,11 @@ func (d *gcsDriver) remove(ctx context.Context, key string, match Version) error
 	}
 	_, _, err := d.do(ctx, gcsRequest{method: http.MethodDelete, path: d.objectPath(key), query: query, read: readReply})
 	if match != "" && hasStatus(err, http.StatusPreconditionFailed) {
-		return ErrConflict
+		// Perhaps because it is gone: by our own request, whose reply was lost.
+		_, _, err = d.do(ctx, gcsRequest{method: http.MethodGet, path: d.objectPath(key), query: url.Values{"fields": {gcsFields}}, read: readReply})
+		if err == nil {
+			return ErrConflict
+		}
 	}
 	return ignoreMissing(err)
 }

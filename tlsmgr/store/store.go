@@ -242,6 +242,24 @@ func swap(ctx context.Context, d driver, key string, value []byte, old Version) 
 	return "", err
 }
 
+// Remove deletes the object at key only if it still has version old; one that
+// has another is ErrConflict, one that is not there is no error. S3 takes no
+// condition for a delete: there it deletes whatever is there, and a lease has to
+// keep others away.
+func (s *Store) Remove(ctx context.Context, key string, old Version) error {
+	err := s.check(key)
+	if err == nil && old == "" {
+		err = ErrConflict // it names no object, and to a driver no condition
+	}
+	if err == nil {
+		err = s.objects.remove(ctx, key, old)
+	}
+	if err != nil {
+		return fmt.Errorf("remove %q: %w", key, err)
+	}
+	return nil
+}
+
 // ListVersions returns every object below prefix, a directory or "" for all,
 // in order of keys; none is no error. It costs one LIST request per page.
 func (s *Store) ListVersions(ctx context.Context, prefix string) ([]Object, error) {

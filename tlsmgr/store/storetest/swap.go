@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -26,6 +27,7 @@ func testSwap(t *testing.T, open opener) {
 		{"CreatesOnlyWhatIsMissing", swapCreates},
 		{"ReplacesOnlyTheVersionRead", swapReplaces},
 		{"DeletedObjectConflicts", swapDeleted},
+		{"RemovesOnlyTheVersionRead", removesVersion},
 		{"StoreMovesTheVersion", storeMovesVersion},
 		{"ListedVersionsAreLoadedVersions", listedVersions},
 		{"OneOfManyCreatorsWins", manyCreate},
@@ -81,6 +83,26 @@ func swapDeleted(t *testing.T, a, b *store.Store) {
 	wantErr(t, "swap of a deleted object", err, store.ErrConflict)
 	_, err = a.Swap(t.Context(), "d/key", []byte("2"), "")
 	must(t, err)
+}
+
+func removesVersion(t *testing.T, a, b *store.Store) {
+	t.Helper()
+	old, err := a.Swap(t.Context(), "d/key", []byte("1"), "")
+	must(t, err)
+	wantErr(t, "remove without a version", a.Remove(t.Context(), "d/key", ""), store.ErrConflict)
+	v, err := b.Swap(t.Context(), "d/key", []byte("2"), old)
+	must(t, err)
+	if !strings.HasPrefix(a.URL(), "s3:") { // whose deletes take no condition
+		wantErr(t, "remove of the version before", a.Remove(t.Context(), "d/key", old), store.ErrConflict)
+	}
+	if value, err := a.Load(t.Context(), "d/key"); err != nil || string(value) != "2" {
+		t.Errorf("got %q, %v; want what the other wrote", value, err)
+	}
+	for range 2 { // the second time it is not there
+		must(t, a.Remove(t.Context(), "d/key", v))
+	}
+	_, err = b.Load(t.Context(), "d/key")
+	wantMissing(t, "removed", err)
 }
 
 func storeMovesVersion(t *testing.T, a, b *store.Store) {
