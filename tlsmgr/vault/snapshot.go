@@ -13,6 +13,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"edge/tlsmgr/store"
@@ -155,7 +156,8 @@ func (s *Snapshot) Certificates(ctx context.Context) (map[string]*Certificate, e
 }
 
 func (s *Snapshot) read(e entry) (*Certificate, error) {
-	f, err := s.root.Open(e.Key)
+	// Without O_NONBLOCK a pipe in a file's place would keep edge from starting.
+	f, err := s.root.OpenFile(e.Key, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}

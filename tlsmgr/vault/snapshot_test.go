@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -228,4 +229,15 @@ func TestPutIsAtomicForReaders(t *testing.T) {
 		}
 	}
 	wg.Wait()
+}
+
+func TestPipeInTheSnapshotKeepsNobodyFromStarting(t *testing.T) {
+	dir := t.TempDir()
+	s, log := snapshot(t, dir, "a")
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe.json"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := s.Certificates(t.Context()); err != nil || len(found) > 0 || !strings.Contains(log.String(), "not a regular file") {
+		t.Errorf("got %v, %v, log %s", found, err, log)
+	}
 }
