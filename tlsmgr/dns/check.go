@@ -168,6 +168,8 @@ func (c *check) provider() {
 	const title = "provider"
 	p, _ := c.s.pick(c.target)
 	switch {
+	case p != nil && c.zone == "":
+		c.add(title, StateSkipped, fmt.Sprintf("%s (%s) writes any zone, but this one is not known", p.name, p.kind))
 	case p != nil:
 		c.add(title, StateOK, fmt.Sprintf("%s (%s) writes zone %s", p.name, p.kind, bare(c.zone)))
 	case c.zone == "":

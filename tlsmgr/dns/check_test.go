@@ -136,8 +136,9 @@ func TestCheckNamesAServerThatAnswersSERVFAIL(t *testing.T) {
 	wantStep(t, r, "name servers answer", StateFailed,
 		"ns2.example.com (127.0.0.2:"+d.Port+"): TXT _acme-challenge.example.com: SERVFAIL", "take it out of the NS records")
 	d.SetFault(func(acmelab.Query) (int, bool) { return miekg.RcodeServerFailure, true })
-	r = solver(t, d, Options{}).Check(t.Context(), "example.com", CheckOptions{})
+	r = solver(t, d, Options{Providers: []*config.Provider{updates(t, d, "company")}}).Check(t.Context(), "example.com", CheckOptions{})
 	wantStep(t, r, "resolvers answer", StateFailed, d.Addr+": SOA example.com: SERVFAIL", "DNSSEC")
+	wantStep(t, r, "provider", StateSkipped, "company (rfc2136) writes any zone")
 	wantStep(t, r, "zone", StateFailed)
 	wantStep(t, r, "name servers", StateSkipped, "the zone is not known")
 }
