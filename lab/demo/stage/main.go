@@ -95,7 +95,7 @@ func (d *demo) close() error {
 
 // startLab starts everything that edge talks to.
 func (d *demo) startLab() (err error) {
-	d.lab, err = acmelab.Start(acmelab.Options{DNS: acmelab.DNSOptions{Zones: []string{zone}}})
+	d.lab, err = acmelab.Start(acmelab.Options{DNS: acmelab.DNSOptions{Zones: []string{zone, "test"}}})
 	if err != nil {
 		return err
 	}
