@@ -143,6 +143,9 @@ func perCertificate(err error) (failed map[string]string, rest error) {
 			return failed, err
 		}
 		failed[one.ID] = one.Err.Error()
+		if errors.Is(err, errInterrupted) {
+			failed[one.ID] = errInterrupted.Error() // not what it ended in the middle of
+		}
 	}
 	return failed, nil
 }

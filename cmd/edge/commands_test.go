@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -88,6 +90,10 @@ func TestErrorsOfCertificatesAreTakenApartFromThoseOfTheStorage(t *testing.T) {
 	failed, err := perCertificate(errors.Join(one))
 	if err != nil || len(failed) != 1 || failed["a"] != "refused" {
 		t.Errorf("%q, %v", failed, err)
+	}
+	one = &tlsmgr.CertificateError{ID: "a", Err: fmt.Errorf("%w: %w", errInterrupted, context.Canceled)}
+	if failed, _ := perCertificate(errors.Join(one)); failed["a"] != "interrupted" {
+		t.Errorf("interrupted: %q", failed)
 	}
 	for _, down := range []error{errors.New("storage is down"), errors.Join(one, errors.New("storage is down"))} {
 		if _, err := perCertificate(down); err == nil {

@@ -56,7 +56,11 @@ func (a *app) becomeReady(ctx context.Context) {
 	load, cancel := context.WithTimeout(grace, loadTimeout)
 	defer cancel()
 	if err := a.certs.Load(load); err != nil {
-		a.log.ErrorContext(ctx, "certificates could not be loaded, trying again", slog.Any("error", err))
+		level := slog.LevelError
+		if a.foundSome() { // in the snapshot
+			level = slog.LevelWarn
+		}
+		a.log.LogAttrs(ctx, level, "certificates could not be loaded, trying again", slog.Any("error", err))
 	} else if a.foundSome() {
 		cancelGrace()
 	}
