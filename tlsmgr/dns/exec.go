@@ -30,8 +30,8 @@ const (
 //	COMMAND… add|delete ZONE NAME VALUE
 //
 // once for each value, one after another. ZONE and NAME are fully qualified, in
-// lower case and without the final dot; VALUE is the text of a TXT record and may
-// begin with a hyphen. There is no shell. The program ends with 0 when the record
+// lower case and without the final dot, of letters, digits, '.', '_' and '-' and
+// never an option; VALUE is the text of a TXT record and may begin with a hyphen. There is no shell. The program ends with 0 when the record
 // is there (add) or not there (delete) in the end: to add what is there and to
 // delete what is not there is success, because an heir of an order does both.
 // Values of others at NAME must stay.
@@ -89,13 +89,26 @@ func (p program) each(ctx context.Context, verb, zone string, records []libdns.R
 	all := setsOf(zone, records)
 	var errs []error
 	for _, name := range sortedKeys(all) {
-		err := p.name(ctx, verb, zone, name, all[name])
+		err := checkArgument(name)
+		if err == nil {
+			err = p.name(ctx, verb, zone, name, all[name])
+		}
 		if err != nil && (verb == "add" || ctx.Err() != nil) {
 			return err
 		}
 		errs = append(errs, err)
 	}
 	return some(errs)
+}
+
+// checkArgument refuses names that a program may take for an option, or that
+// scripts get wrong: the target of a CNAME may be anything, and be chosen by
+// whoever owns the zone of a host.
+func checkArgument(name string) error {
+	if isPlain(name) && !strings.HasPrefix(name, "-") {
+		return nil
+	}
+	return fmt.Errorf("name %q cannot be an argument of the program (letters, digits, '.', '_' and '-', not at the start; where does the CNAME lead?)", bare(name))
 }
 
 // name changes the values of one name under its lease.

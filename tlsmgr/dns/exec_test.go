@@ -154,6 +154,31 @@ func TestProgramEndsWithItsOrder(t *testing.T) {
 	}
 }
 
+// Who owns a host's zone, who may be a customer, chooses where its CNAME leads.
+func TestTargetOfACNAMEIsNoOptionOfTheProgram(t *testing.T) {
+	t.Parallel()
+	for target, want := range map[string]string{
+		"-oProxyCommand=x.example.test.": "cannot be an argument",
+		"--delete.example.test.":         "cannot be an argument",
+		"a`id`.example.test.":            "cannot be an argument",
+		"a-b_c.example.test.":            "",
+	} {
+		d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
+		if err := d.Add("_acme-challenge.shop.example.test. 60 IN CNAME " + target); err != nil {
+			t.Fatal(err)
+		}
+		log := filepath.Join(t.TempDir(), "log")
+		s := execSolver(t, d, Options{}, config.ExecDNS{Command: []string{script(t, "echo $3 >> "+log)}})
+		_, err := s.Present(t.Context(), []Record{{"_acme-challenge.shop.example.test", "v"}})
+		if text, _ := os.ReadFile(log); want != "" && len(text) > 0 || want == "" && len(text) == 0 {
+			t.Errorf("%s: called with %q: %v", target, text, err)
+		}
+		if want != "" {
+			wantError(t, err, want)
+		}
+	}
+}
+
 func TestDeletingGoesOnWhenAProgramFailsOnce(t *testing.T) {
 	t.Parallel()
 	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.test"}})
