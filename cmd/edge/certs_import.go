@@ -177,7 +177,7 @@ func (i *importing) print(g *globals, cmd *cobra.Command, r *transfer.Report) er
 	}
 	for _, e := range r.Entries {
 		if e.Reason != "" {
-			fmt.Fprintf(out, "%s: %s\n", e.Source, e.Reason)
+			fmt.Fprintf(out, "%s: %s\n", visible(e.Source), visible(e.Reason))
 		}
 	}
 	return nil

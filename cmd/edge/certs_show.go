@@ -45,7 +45,7 @@ func certsShowCommand(g *globals) *cobra.Command {
 func show(out io.Writer, d tlsmgr.Detail, now time.Time) {
 	line := func(what, text string) {
 		if strings.TrimSpace(text) != "" {
-			fmt.Fprintf(out, "%-12s  %s\n", what, text)
+			fmt.Fprintf(out, "%-12s  %s\n", what, visible(text))
 		}
 	}
 	line("certificate", fmt.Sprintf("%s (%s)", d.ID, sources()[d.Source]))

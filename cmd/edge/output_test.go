@@ -97,3 +97,14 @@ func TestWhatLibrariesPrintIsLoggedWithoutWhatTheyQuote(t *testing.T) {
 		t.Errorf("logged %q", got)
 	}
 }
+
+// Owners of leases and names in certificates are what others wrote.
+func TestTablesDoNotMoveTheCursor(t *testing.T) {
+	var out bytes.Buffer
+	if err := table(&out, "LEASE OWNER", [][]string{{"a\tb", "\x1b[2J\u009b1A\u202eroot\nheld"}, {"é", "x y"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := out.String(), "LEASE  OWNER\na\ufffdb    \ufffd[2J\ufffd1A\ufffdroot\ufffdheld\né      x y\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

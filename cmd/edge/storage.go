@@ -106,13 +106,13 @@ func printVerified(cmd *cobra.Command, r vault.Report) error {
 		return err
 	}
 	for _, id := range slices.Sorted(maps.Keys(r.Keys)) {
-		fmt.Fprintf(out, "key %s seals %s\n", id, count(r.Keys[id], "object"))
+		fmt.Fprintf(out, "key %s seals %s\n", visible(id), count(r.Keys[id], "object"))
 	}
 	if r.Stale > 0 {
 		fmt.Fprintf(out, "%s not sealed with the first key (edge storage rotate)\n", countAre(r.Stale, "object"))
 	}
 	for _, f := range r.Findings {
-		fmt.Fprintf(out, "%s: %s: %s\n", f.Problem, f.Key, f.Detail)
+		fmt.Fprintf(out, "%s: %s: %s\n", f.Problem, visible(f.Key), visible(f.Detail))
 	}
 	return nil
 }
