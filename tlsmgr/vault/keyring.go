@@ -20,7 +20,9 @@ import (
 const keySize = 32
 
 // Keyring seals objects so that who can read the storage cannot read them, and
-// who can write it cannot alter them or put one in the place of another.
+// who can write it cannot alter them or put one in the place of another. It does
+// not keep a writer from putting back an older version, or a plain object, which
+// is read too.
 //
 // It is an envelope: each write has a fresh random data key, which encrypts the
 // object; the key encryption key, which the operator keeps, encrypts the data
