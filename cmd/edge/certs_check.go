@@ -99,11 +99,20 @@ func judge(d tlsmgr.Detail, now time.Time) []finding {
 	if j.Failures > 0 && d.Need != "" {
 		add(warning, "the order failed %s: %s", times(j.Failures), j.Error)
 	}
+	for _, lack := range lacks(d, j) {
+		add(warning, "%s", lack)
+	}
+	return out
+}
+
+// lacks says which wanted names a certificate does not have, and why.
+func lacks(d tlsmgr.Detail, j *tlsmgr.Journal) []string {
+	var out []string
 	for _, n := range d.Missing {
 		if q, left := j.Quarantine[n]; left {
-			add(warning, "%s is left out: %s", n, q.Reason)
+			out = append(out, n+" is left out: "+q.Reason)
 		} else if d.Serial != "" {
-			add(warning, "lacks %s", n)
+			out = append(out, "lacks "+n)
 		}
 	}
 	return out

@@ -94,8 +94,8 @@ func message(cmd *cobra.Command, err error) string {
 
 // withHint adds a hint to text, in the parentheses that it may end with.
 func withHint(text, hint string) string {
-	if strings.HasSuffix(text, ")") {
-		return strings.TrimSuffix(text, ")") + "; " + hint + ")"
+	if text, ok := strings.CutSuffix(text, ")"); ok {
+		return text + "; " + hint + ")"
 	}
 	return text + " (" + hint + ")"
 }
