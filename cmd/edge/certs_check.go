@@ -32,7 +32,7 @@ func certsCheckCommand(g *globals) *cobra.Command {
 		Long: "Say which certificates need a person, a line each, and exit 1; say nothing and exit 0 when all\n" +
 			"is well. It looks at the storage and at file certificates, not at a running edge.\n\n" +
 			"It complains about a certificate that is missing, expired, has less than a quarter of its\n" +
-			"lifetime left (edge renews at a third), lacks a name, cannot be used, or whose order\n" +
+			"lifetime left (edge renews well before), lacks a name, cannot be used, or whose order\n" +
 			"fails, and about names in quarantine. Expired, missing, and less than a tenth are critical.",
 		Example: "  0 7 * * *  edge certs check -c /etc/edge/routes.yaml   # in a crontab: mail only when something is wrong",
 		Args:    cobra.NoArgs,
