@@ -178,7 +178,7 @@ func TestConnectionOlderThanThePolicyOfItsHostIsGivenUp(t *testing.T) {
 
 func TestConnectionEndsWithTheCertificateOfItsClient(t *testing.T) {
 	e, m := startGuarded(t, func(_, _, serverName, host string) bool { return serverName == host })
-	end := time.Now().Add(2 * time.Second).Truncate(time.Second)
+	end := time.Now().Add(4 * time.Second).Truncate(time.Second)
 	c := e.clientWith(t, "h2", "a.example.com", clientCertificate(t, end))
 	echo(t, c, request(t, "GET", "https://a.example.com/echo", ""))
 	<-time.After(time.Until(end) + 10*time.Millisecond) // the certificate counts in seconds
@@ -186,7 +186,10 @@ func TestConnectionEndsWithTheCertificateOfItsClient(t *testing.T) {
 	if resp.StatusCode != http.StatusMisdirectedRequest || m.Count() != 1 {
 		t.Errorf("got %d, %d requests at the backend", resp.StatusCode, m.Count())
 	}
-	if _, err := c.Do(request(t, "GET", "https://a.example.com/echo", "")); err == nil || !strings.Contains(err.Error(), "expired certificate") {
+	// Go's client reports the alert or only that it could not connect, as its
+	// goroutines happen to run.
+	_, err := c.Do(request(t, "GET", "https://a.example.com/echo", ""))
+	if err == nil || !strings.Contains(err.Error(), "expired certificate") && !strings.Contains(err.Error(), "could not be established") {
 		t.Errorf("a new connection: %v, want the alert", err)
 	}
 }
