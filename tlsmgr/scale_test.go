@@ -111,12 +111,12 @@ func TestTenThousandNamesAreLoadedAFewAtATimeAndThenCostOneListing(t *testing.T)
 		t.Fatal(err)
 	}
 	got := since(lab.S3.Requests(), before)
-	t.Logf("loaded in %s by %v, at most %d reads at once", time.Since(begin).Round(time.Millisecond), got, w.most)
+	t.Logf("loaded in %s by %v, at most %d reads at once", time.Since(begin).Round(time.Millisecond), got, w.highest())
 	if want := map[string]int{"LIST": 1, "GET": fleetBundles}; !maps.Equal(got, want) {
 		t.Errorf("Load sent %v, want %v", got, want)
 	}
-	if w.most > 64 || w.most < 8 {
-		t.Errorf("%d reads at once, want at most 64, and some", w.most)
+	if w.highest() > 64 || w.highest() < 8 {
+		t.Errorf("%d reads at once, want at most 64, and some", w.highest())
 	}
 	lab.S3.SetDelay(0)
 	for _, name := range []string{"n00000.example.test", "n09999.example.test"} {

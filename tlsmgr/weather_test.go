@@ -201,6 +201,13 @@ func (w *way) reading(r *http.Request, n int) {
 	w.most = max(w.most, w.busy)
 }
 
+// highest is how many reads there were at once.
+func (w *way) highest() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.most
+}
+
 func newWay(t *testing.T, l *acmelab.Lab) *way {
 	t.Helper()
 	w := &way{}

@@ -194,8 +194,19 @@ func TestCheckNamesASilentServer(t *testing.T) {
 
 func TestCheckFindsThatTheParentDoesNotDelegate(t *testing.T) {
 	t.Parallel()
-	parent := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"com"}, NS: map[string][]string{"ns1.com.": {"127.0.0.4"}}, Addr: "127.0.0.4:0"})
-	d := acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"example.com"}, Addr: net.JoinHostPort("127.0.0.1", parent.Port)})
+	var d *acmelab.DNS
+	var parent *acmelab.DNS
+	for try := 0; ; try++ { // one port at two addresses; another process may hold the second
+		parent = acmelab.NewDNS(t, acmelab.DNSOptions{Zones: []string{"com"}, NS: map[string][]string{"ns1.com.": {"127.0.0.4"}}, Addr: "127.0.0.4:0"})
+		var err error
+		if d, err = acmelab.StartDNS(acmelab.DNSOptions{Zones: []string{"example.com"}, Addr: net.JoinHostPort("127.0.0.1", parent.Port)}); err == nil {
+			break
+		}
+		if try == 20 {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { _ = d.Close() })
 	check := func() *Report {
 		return solver(t, d, Options{Resolvers: []string{d.Addr, parent.Addr}}).Check(t.Context(), "example.com", CheckOptions{})
 	}

@@ -3,6 +3,8 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
@@ -254,10 +256,14 @@ func (d *azureDriver) remove(ctx context.Context, key string, match Version) err
 		AccessConditions: accessConditions(condition{match: match}),
 	})
 	err = ignoreMissing(d.explain(err))
-	if match != "" && hasStatus(err, http.StatusPreconditionFailed) {
-		return ErrConflict
+	if match == "" || !hasStatus(err, http.StatusPreconditionFailed) {
+		return err
 	}
-	return err
+	// The condition does not hold for a blob that is gone either.
+	if _, terminal, err := d.stat(ctx, key); errors.Is(err, fs.ErrNotExist) || err == nil && !terminal {
+		return nil
+	}
+	return ErrConflict
 }
 
 func (d *azureDriver) list(ctx context.Context, dir, token string) (page, error) {
