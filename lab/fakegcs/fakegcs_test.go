@@ -49,6 +49,7 @@ func TestLeasesOnFakeGCSServerStandTorture(t *testing.T) {
 }
 
 func TestMain(m *testing.M) {
+	_ = os.Setenv(storetest.DeletesEnv, "unconditional") // fake-gcs-server ignores conditions of deletes
 	if !storetest.Contend() {
 		os.Exit(m.Run())
 	}
