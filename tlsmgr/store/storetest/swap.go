@@ -86,7 +86,7 @@ func swapDeleted(t *testing.T, a, b *store.Store) {
 	must(t, err)
 }
 
-// DeletesEnv, when it is set, tells that the storage under test is an emulator
+// DeletesEnv tells, when it is set, that the storage under test is an emulator
 // that deletes whatever the condition says. Then Store.Remove relies on leases
 // there, as it does on s3.
 const DeletesEnv = "EDGE_STORETEST_DELETES"
