@@ -160,7 +160,7 @@ func TestATroubledIssuanceIsOneLineAndServingGoesOn(t *testing.T) {
 // keeps serving, says it once in one line, and works again when it is back.
 func TestAStorageOutageIsToldOnceAndServingGoesOn(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, acmelab.Options{CA: acmelab.CAOptions{Validity: 40 * time.Second}}, modelserver.Options{})
+	w := newWorld(t, acmelab.Options{CA: acmelab.CAOptions{Validity: 60 * time.Second}}, modelserver.Options{})
 	p, addr := w.start(w.config("a", settings{}))
 	before := w.leaf(addr, "example.test").SerialNumber
 	w.lab.S3.SetFail(func(*http.Request) int { return http.StatusForbidden })
@@ -175,7 +175,7 @@ func TestAStorageOutageIsToldOnceAndServingGoesOn(t *testing.T) {
 	t.Log(line)
 	w.leaf(addr, "example.test")
 	w.lab.S3.SetFail(nil)
-	eventually(t, 60*time.Second, "no renewal after the bucket came back", func() bool {
+	eventually(t, 90*time.Second, "no renewal after the bucket came back", func() bool {
 		leaf, err := w.handshake(addr, "example.test")
 		if err != nil {
 			t.Fatalf("handshake: %v", err)

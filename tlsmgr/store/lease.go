@@ -60,7 +60,7 @@ type Lease struct {
 // polls the storage, twice a second at the default TTL.
 //
 // When ctx ends at the very moment of taking, the lease may stay taken without
-// a holder until it lapses.
+// a holder until this Store takes it again or it lapses.
 func (s *Store) Acquire(ctx context.Context, name string) (*Lease, error) {
 	l, _, err := s.acquire(ctx, name, true)
 	return l, err
@@ -106,13 +106,14 @@ func (s *Store) contend(ctx context.Context, name, key string, wait bool) (*Leas
 			return nil, err
 		}
 		idle := s.idle(key, version)
-		if limit := found.ttl(s.ttl); found.State == stateFree || idle > limit+limit/4 {
+		free := found.State == stateFree || s.isOrphan(key, found)
+		if limit := found.ttl(s.ttl); free || idle > limit+limit/4 {
 			l, err := s.claim(ctx, name, key, found, version)
 			if err != nil {
 				return nil, err
 			}
 			if l != nil {
-				if found.State != stateFree {
+				if !free {
 					s.log.LogAttrs(ctx, slog.LevelWarn, "took over a lease without heartbeat",
 						slog.String("lease", name), slog.String("previous_owner", found.Owner), slog.Duration("silent", idle))
 				}
@@ -142,6 +143,7 @@ func (s *Store) claim(ctx context.Context, name, key string, found record, versi
 		case errors.Is(err, ErrConflict):
 			return nil, nil
 		default:
+			s.orphan(key, mine) // it may have arrived, or still arrive
 			return nil, err
 		}
 	}
@@ -165,6 +167,7 @@ func (s *Store) hold(ctx context.Context, name, key string, r record, v Version,
 	}
 	s.held[l] = struct{}{}
 	delete(s.watches, key)
+	delete(s.orphans, key)
 	s.keepers.Go(func() { l.keep(keeping) })
 	return l, nil
 }
@@ -240,7 +243,8 @@ func (l *Lease) Renew(ctx context.Context) error {
 // Release gives the lease up so that the next waiter gets it at once. It takes
 // up to 10 s and does so even when ctx has ended, because a lease that is not
 // released costs the others more than a TTL. A lost lease is left alone. An
-// error says that the lease will only lapse by itself. Later calls do nothing.
+// error says that the lease will only lapse by itself, unless this Store takes
+// it again before. Later calls do nothing.
 func (l *Lease) Release(ctx context.Context) (err error) {
 	l.release.Do(func() { err = l.giveUp(ctx) })
 	return err
@@ -263,7 +267,11 @@ func (l *Lease) giveUp(ctx context.Context) error {
 	free := l.record
 	free.State = stateFree
 	err := l.write(ctx, free)
-	if err == nil || lost || errors.Is(err, errTaken) {
+	if err == nil || errors.Is(err, errTaken) {
+		return nil
+	}
+	l.store.orphan(l.key, l.record)
+	if lost {
 		return nil
 	}
 	return fmt.Errorf("release lease %q, it lapses in %s: %w", l.name, l.ttl+l.ttl/4, err)

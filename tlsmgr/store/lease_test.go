@@ -102,6 +102,68 @@ func TestWorkEndsWithTheLeaseWhenHeartbeatsFailAtOnce(t *testing.T) {
 	})
 }
 
+// What a process could not give up because the storage was down must not keep
+// the process itself waiting when the storage is back; others wait for the TTL.
+func TestALeaseThatCouldNotBeGivenUpIsTakenAgainAtOnceByItsStoreOnly(t *testing.T) {
+	const up, down, mute = 0, 1, 2 // mute: one write arrives, no reply does
+	for name, begin := range map[string]func(*testing.T, *Store, *atomic.Int32){
+		"release failed": func(t *testing.T, s *Store, storage *atomic.Int32) {
+			l := mustAcquire(t, s, "x")
+			storage.Store(down)
+			if l.Release(t.Context()) == nil {
+				t.Error("released while the storage was down")
+			}
+		},
+		"release of a lost lease failed": func(t *testing.T, s *Store, storage *atomic.Int32) {
+			l := mustAcquire(t, s, "x")
+			time.Sleep(15 * time.Second)
+			storage.Store(down)
+			for l.Err() == nil {
+				time.Sleep(time.Second)
+			}
+			_ = l.Release(t.Context())
+		},
+		"claim without a reply": func(t *testing.T, s *Store, storage *atomic.Int32) {
+			storage.Store(mute)
+			if _, err := s.Acquire(t.Context(), "x"); err == nil {
+				t.Error("acquired without a reply")
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var storage atomic.Int32
+				d := &memDriver{fault: func(_ context.Context, op, _ string) (before, after error) {
+					switch {
+					case storage.Load() == down:
+						return errDown, nil
+					case storage.Load() == mute && op == "put":
+						storage.Store(down)
+						return nil, errDown
+					}
+					return nil, nil
+				}}
+				ours, theirs := newMem(t, d, "a"), newMem(t, d, "b")
+				begin(t, ours, &storage)
+				storage.Store(up)
+				if _, ok, err := theirs.TryAcquire(t.Context(), "x"); ok || err != nil {
+					t.Fatalf("the other's try: %v, %v; want not yet", ok, err)
+				}
+				l, ok, err := ours.TryAcquire(t.Context(), "x")
+				if !ok || err != nil {
+					t.Fatalf("taken again: %v, %v; want at once", ok, err)
+				}
+				if _, ok, err := theirs.TryAcquire(t.Context(), "x"); ok || err != nil {
+					t.Fatalf("the other's try: %v, %v; want held", ok, err)
+				}
+				if err := l.Release(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
 func TestLeaseSurvivesAnOutageOfHalfItsTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var down atomic.Bool

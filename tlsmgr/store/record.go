@@ -17,7 +17,7 @@ import (
 
 const (
 	recordFormat = 1
-	maxWatches   = 4096 // leases of others that a process remembers
+	maxWatches   = 4096 // leases that a process remembers, of others and orphans
 	maxLeaseName = 512  // bytes of a name that its record repeats
 	stateHeld    = "held"
 	stateFree    = "free"
@@ -115,16 +115,39 @@ func (s *Store) idle(key string, v Version) time.Duration {
 	now := time.Now()
 	w, ok := s.watches[key]
 	if !ok || w.version != v {
-		if len(s.watches) >= maxWatches {
-			for other := range s.watches {
-				delete(s.watches, other)
-				break
-			}
-		}
+		makeRoom(s.watches)
 		w = stopwatch{version: v, since: now}
 		s.watches[key] = w
 	}
 	return now.Sub(w.since)
+}
+
+// orphan remembers a record of ours that may stand in the storage although
+// nobody works under it any more, because the storage failed when it was to be
+// given up. Others must wait until it lapses; we need not.
+func (s *Store) orphan(key string, r record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	makeRoom(s.orphans)
+	s.orphans[key] = r.Nonce
+}
+
+func (s *Store) isOrphan(key string, r record) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	nonce, ok := s.orphans[key]
+	return ok && nonce == r.Nonce
+}
+
+// makeRoom forgets one entry when there are maxWatches.
+func makeRoom[V any](m map[string]V) {
+	if len(m) < maxWatches {
+		return
+	}
+	for key := range m {
+		delete(m, key)
+		return
+	}
 }
 
 // pollInterval is 0.25 to 0.75 s at the default TTL, and less for a smaller.

@@ -105,6 +105,7 @@ type Store struct {
 	probed  *error               // what Probe found; nil before
 	queues  map[string]*queue    // by lease key
 	watches map[string]stopwatch // by lease key
+	orphans map[string]string    // by lease key: the nonce of a record of ours that nobody holds
 	held    map[*Lease]struct{}
 	locked  map[string]*Lease // by certmagic lock name
 }
@@ -175,6 +176,7 @@ func newStore(d driver, safeURL string, o Options) *Store {
 		closing: make(chan struct{}),
 		queues:  map[string]*queue{},
 		watches: map[string]stopwatch{},
+		orphans: map[string]string{},
 		held:    map[*Lease]struct{}{},
 		locked:  map[string]*Lease{},
 	}
