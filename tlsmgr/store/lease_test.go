@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -106,28 +107,29 @@ func TestWorkEndsWithTheLeaseWhenHeartbeatsFailAtOnce(t *testing.T) {
 // the process itself waiting when the storage is back; others wait for the TTL.
 func TestALeaseThatCouldNotBeGivenUpIsTakenAgainAtOnceByItsStoreOnly(t *testing.T) {
 	const up, down, mute = 0, 1, 2 // mute: one write arrives, no reply does
-	for name, begin := range map[string]func(*testing.T, *Store, *atomic.Int32){
-		"release failed": func(t *testing.T, s *Store, storage *atomic.Int32) {
-			l := mustAcquire(t, s, "x")
+	for name, strand := range map[string]func(context.Context, *Store, *atomic.Int32) error{
+		"release failed": func(ctx context.Context, s *Store, storage *atomic.Int32) error {
+			l, err := s.Acquire(ctx, "x")
 			storage.Store(down)
-			if l.Release(t.Context()) == nil {
-				t.Error("released while the storage was down")
+			if err != nil || l.Release(ctx) == nil {
+				return fmt.Errorf("acquired: %w, and released while the storage was down", err)
 			}
+			return nil
 		},
-		"release of a lost lease failed": func(t *testing.T, s *Store, storage *atomic.Int32) {
-			l := mustAcquire(t, s, "x")
-			time.Sleep(15 * time.Second)
+		"release of a lost lease failed": func(ctx context.Context, s *Store, storage *atomic.Int32) error {
+			l, err := s.Acquire(ctx, "x")
 			storage.Store(down)
-			for l.Err() == nil {
+			for err == nil && l.Err() == nil {
 				time.Sleep(time.Second)
 			}
-			_ = l.Release(t.Context())
+			return errors.Join(err, l.Release(ctx))
 		},
-		"claim without a reply": func(t *testing.T, s *Store, storage *atomic.Int32) {
+		"claim without a reply": func(ctx context.Context, s *Store, storage *atomic.Int32) error {
 			storage.Store(mute)
-			if _, err := s.Acquire(t.Context(), "x"); err == nil {
-				t.Error("acquired without a reply")
+			if _, err := s.Acquire(ctx, "x"); err == nil {
+				return errors.New("acquired without a reply")
 			}
+			return nil
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -144,7 +146,9 @@ func TestALeaseThatCouldNotBeGivenUpIsTakenAgainAtOnceByItsStoreOnly(t *testing.
 					return nil, nil
 				}}
 				ours, theirs := newMem(t, d, "a"), newMem(t, d, "b")
-				begin(t, ours, &storage)
+				if err := strand(t.Context(), ours, &storage); err != nil {
+					t.Fatal(err)
+				}
 				storage.Store(up)
 				if _, ok, err := theirs.TryAcquire(t.Context(), "x"); ok || err != nil {
 					t.Fatalf("the other's try: %v, %v; want not yet", ok, err)
