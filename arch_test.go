@@ -24,7 +24,7 @@ const module = "edge/"
 var layers = [][]string{
 	{"hostname"},
 	{"config", "proxy/exchange"},
-	{"proxy/dialect"},
+	{"proxy/dialect", "proxy/http1", "proxy/http2"},
 	{"proxy/upstream", "tlsmgr/store", "tlsmgr/dns", "tlsmgr/acme", "tlsmgr/ca"},
 	{"tlsmgr/vault"},
 	{"proxy", "tlsmgr", "tlsmgr/transfer"},
