@@ -1,115 +1,12 @@
 package http1
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"sync"
-	"time"
 
 	"edge/proxy/exchange"
 )
-
-const maxInterim = 8 // replies before the reply
-
-const (
-	errInterims malformed = "too many interim replies"
-	errVersion  malformed = "not HTTP/1"
-)
-
-// readReply reads heads until that of the reply, and starts an announced body
-// when its time has come.
-func (c *conn) readReply() (replyHead, error) {
-	waiting := c.up != nil && !c.up.started
-	for interims := 0; ; {
-		h, err := c.readHead()
-		if waiting && err != nil && isTimeout(err) {
-			waiting = false
-			c.startUpload()
-			continue
-		}
-		if err != nil {
-			return h, err
-		}
-		if h.status >= statusOK || h.status == statusSwitching {
-			c.begun(h, waiting)
-			return h, nil
-		}
-		if interims++; interims > maxInterim {
-			return h, invalid(errInterims)
-		}
-		if h.status != statusContinue {
-			if c.call.Interim != nil {
-				c.call.Interim(h.status, h.fields)
-			}
-			if !waiting {
-				c.restart()
-			}
-			continue
-		}
-		if waiting { // a 100 at another time answers nothing
-			waiting = false
-			c.startUpload()
-		}
-	}
-}
-
-// restart begins the silence of the server anew: an interim reply has broken it.
-func (c *conn) restart() {
-	limit := c.call.FirstByte
-	switch {
-	case limit <= 0 || c.sent != nil:
-	case c.up != nil:
-		c.up.restart(limit)
-	default:
-		_ = c.nc.SetReadDeadline(time.Now().Add(limit))
-	}
-}
-
-// begun takes the deadlines away: the head of the reply is there.
-func (c *conn) begun(h replyHead, waiting bool) {
-	c.keep, c.told = h.keep, h.life
-	c.refused = waiting
-	switch {
-	case c.up != nil && !waiting:
-		c.up.head()
-	case c.timed:
-		_ = c.nc.SetDeadline(time.Time{})
-	}
-	c.timed = false
-}
-
-func invalid(err error) error { return fmt.Errorf("%w: %w", exchange.ErrInvalidReply, err) }
-
-// readHead reads one head. After a timeout it can be called again.
-func (c *conn) readHead() (replyHead, error) {
-	var scan headScan
-	for {
-		head := c.buf[c.r:c.w]
-		n, err := scan.find(head)
-		switch {
-		case err != nil:
-			return replyHead{}, invalid(err)
-		case n == 0 && len(head) >= maxHead:
-			return replyHead{}, invalid(errHeadSize)
-		case n > 0:
-			c.r += n
-			h, err := parseReply(string(head[:n]), scan.lines, c.call)
-			if err != nil {
-				return h, invalid(err)
-			}
-			if c.r == c.w {
-				c.release()
-			}
-			return h, nil
-		case !bytes.HasPrefix(head, []byte("HTTP/1.")[:min(len(head), len("HTTP/1."))]):
-			return replyHead{}, invalid(errVersion) // maybe without a line for ever
-		}
-		if err := c.fill(); err != nil {
-			return replyHead{}, fmt.Errorf("read reply: %w", err)
-		}
-	}
-}
 
 // deliver makes the reply of a head.
 func (c *conn) deliver(h replyHead) exchange.Reply {
@@ -165,70 +62,42 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, b.err
 }
 
-func (b *body) read(p []byte) (int, error) {
-	c := b.c
-	if b.framing == byChunks {
+func (b *body) read(p []byte) (n int, err error) {
+	switch b.framing {
+	case byChunks:
 		return b.readChunks(p)
-	}
-	if b.framing == byLength {
-		p = p[:min(int64(len(p)), b.left)]
-	}
-	n, err := 0, error(nil)
-	if c.r < c.w {
-		n = copy(p, c.buf[c.r:c.w])
-		c.consume(n)
-	} else {
-		n, err = c.nc.Read(p)
-	}
-	if b.framing == byClose {
-		if err == io.EOF { //nolint:errorlint // as connections return it
-			err = c.endOfStream()
+	case byLength:
+		n, err = b.c.read(p[:min(int64(len(p)), b.left)])
+		if b.left -= int64(n); b.left == 0 {
+			return n, io.EOF
 		}
-		return n, readError(err)
+	case byClose, noBody:
+		n, err = b.c.read(p)
+		if err == io.EOF { //nolint:errorlint // as connections return it
+			return n, b.c.endOfStream()
+		}
 	}
-	if b.left -= int64(n); b.left == 0 {
-		return n, io.EOF
-	}
-	if err == io.EOF { //nolint:errorlint // as connections return it
-		err = io.ErrUnexpectedEOF
-	}
-	return n, readError(err)
+	return n, cut(err)
 }
 
-// readChunks reads into p with the framing and takes that out in place.
+// read reads what is buffered, or else straight from the connection.
+func (c *conn) read(p []byte) (int, error) {
+	if c.r == c.w {
+		return c.nc.Read(p)
+	}
+	n := copy(p, c.buf[c.r:c.w])
+	c.consume(n)
+	return n, nil
+}
+
 func (b *body) readChunks(p []byte) (int, error) {
-	c := b.c
 	for {
-		if c.r == c.w && len(p) >= smallRead {
-			k, err := c.nc.Read(p)
-			n, used, derr := b.chunks.decode(p, p[:k])
-			if derr == io.EOF { //nolint:errorlint // as decode returns it
-				c.keep = c.keep && used == k
-				return n, io.EOF
-			}
-			if derr != nil {
-				return n, invalid(derr)
-			}
-			if err == io.EOF { //nolint:errorlint // as connections return it
-				err = io.ErrUnexpectedEOF
-			}
-			if n > 0 || err != nil {
-				return n, readError(err)
-			}
-			continue
-		}
-		if c.r == c.w {
-			if err := c.fill(); err != nil {
-				if err == io.EOF { //nolint:errorlint // as connections return it
-					err = io.ErrUnexpectedEOF
-				}
-				return 0, readError(err)
-			}
-		}
-		n, used, err := b.chunks.decode(p, c.buf[c.r:c.w])
-		c.consume(used)
-		if err != nil && err != io.EOF { //nolint:errorlint // as decode returns it
-			err = invalid(err)
+		var n int
+		var err error
+		if b.c.r == b.c.w && len(p) >= smallRead {
+			n, err = b.readInPlace(p)
+		} else {
+			n, err = b.readBuffered(p)
 		}
 		if n > 0 || err != nil {
 			return n, err
@@ -236,9 +105,42 @@ func (b *body) readChunks(p []byte) (int, error) {
 	}
 }
 
-func readError(err error) error {
-	if err == nil || err == io.EOF { //nolint:errorlint // what it means was decided
-		return err
+// readInPlace reads into p what comes, framing and all, and takes that out.
+func (b *body) readInPlace(p []byte) (int, error) {
+	k, err := b.c.nc.Read(p)
+	n, used, derr := b.chunks.decode(p, p[:k])
+	switch derr { //nolint:errorlint // as decode returns it
+	case nil:
+		return n, cut(err)
+	case io.EOF:
+		b.c.keep = b.c.keep && used == k
+		return n, io.EOF
+	}
+	return n, invalid(derr)
+}
+
+func (b *body) readBuffered(p []byte) (int, error) {
+	c := b.c
+	if c.r == c.w {
+		if err := c.fill(); err != nil {
+			return 0, cut(err)
+		}
+	}
+	n, used, err := b.chunks.decode(p, c.buf[c.r:c.w])
+	c.consume(used)
+	if err == nil || err == io.EOF { //nolint:errorlint // as decode returns it
+		return n, err
+	}
+	return n, invalid(err)
+}
+
+// cut is the meaning of an err of a Read in the middle of a reply.
+func cut(err error) error {
+	switch err { //nolint:errorlint // as connections return it
+	case nil:
+		return nil
+	case io.EOF:
+		return errCut
 	}
 	return fmt.Errorf("read reply: %w", err)
 }
@@ -285,7 +187,7 @@ func (b *body) Close() error {
 	if !b.over { // so c is still there
 		b.c.Abort()
 		if b.c.up != nil {
-			b.c.up.stop()
+			_, _ = b.c.up.stop()
 		}
 	}
 	return nil

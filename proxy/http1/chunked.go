@@ -5,6 +5,7 @@ import (
 	"io"
 	"math"
 	"strconv"
+	"strings"
 
 	"edge/proxy/exchange"
 
@@ -52,8 +53,8 @@ const (
 type chunkReader struct {
 	state  uint8
 	digits uint8
-	left   uint64 // of the data of this chunk
-	line   int    // bytes of the line so far
+	left   int64 // of the data of this chunk
+	line   int   // bytes of the line so far
 	excess int64
 
 	raw     []byte // the trailer section as far as it came
@@ -72,14 +73,10 @@ func (d *chunkReader) decode(dst, src []byte) (n, used int, err error) {
 			if n == len(dst) {
 				return n, used, nil
 			}
-			piece := src[used:]
-			if uint64(len(piece)) > d.left {
-				piece = piece[:d.left]
-			}
-			k := copy(dst[n:], piece)
+			k := copy(dst[n:], src[used:][:min(int64(len(src)-used), d.left)])
 			n += k
 			used += k
-			if d.left -= uint64(k); d.left == 0 {
+			if d.left -= int64(k); d.left == 0 {
 				d.state = inDataCR
 			}
 		case inTrailerSec:
@@ -157,41 +154,34 @@ func (d *chunkReader) stepLine(c byte) error {
 		}
 	case d.state == inSize && c == ';' && d.digits > 0:
 		d.state = inExtension
-	case (c == ' ' || c == '\t') && d.digits > 0:
+	case isBlank(c) && d.digits > 0:
 		d.state = inPad
+	case d.state == inPad:
+		return errChunkSize
 	default:
-		digit, ok := hexDigit(c)
-		if !ok || d.state != inSize || d.digits == maxSizeDigits || d.left > math.MaxInt64>>4 {
-			return errChunkSize
-		}
-		d.digits++
-		d.left = d.left<<4 | uint64(digit)
+		return d.addDigit(c)
 	}
 	return nil
 }
 
-func hexDigit(c byte) (byte, bool) {
-	switch {
-	case c >= '0' && c <= '9':
-		return c - '0', true
-	case c >= 'a' && c <= 'f':
-		return c - 'a' + 10, true
-	case c >= 'A' && c <= 'F':
-		return c - 'A' + 10, true
+func (d *chunkReader) addDigit(c byte) error {
+	digit := strings.IndexByte("0123456789abcdefABCDEF", c)
+	if digit > 0xf {
+		digit -= len("ABCDEF")
 	}
-	return 0, false
+	if digit < 0 || d.digits == maxSizeDigits || d.left > math.MaxInt64>>4 {
+		return errChunkSize
+	}
+	d.digits++
+	d.left = d.left<<4 | int64(digit)
+	return nil
 }
 
 // begin is called behind the line with the size. One byte a chunk is fair, as
 // streams do that; padding the stream with extensions is not.
 func (d *chunkReader) begin() error {
 	d.excess += int64(d.line) - excessPerChunk
-	if d.left < maxChunkExcess {
-		d.excess -= 2 * int64(d.left) //nolint:gosec // less than maxChunkExcess
-	} else {
-		d.excess = 0
-	}
-	d.excess = max(d.excess, 0)
+	d.excess = max(d.excess-2*min(d.left, maxChunkExcess), 0) // excess is hardly more
 	if d.excess > maxChunkExcess {
 		return errChunkExcess
 	}

@@ -2,8 +2,6 @@ package http1
 
 import (
 	"crypto/tls"
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -31,7 +29,7 @@ type conn struct {
 	tls     bool
 	note    *noteEOF              // nil without
 	sys     syscall.RawConn       // nil when there is no socket to look at
-	peekFD  func(fd uintptr) bool // peeks into quiet; made once, not per look
+	look    func(fd uintptr) bool // sets quiet; made once, not for each look
 	quiet   bool
 	used    bool // has carried a request before this one
 	expires time.Time
@@ -53,26 +51,29 @@ type conn struct {
 	r, w  int
 }
 
+// newConn looks below what dial returned: for TLS, which must not be waited for
+// when it is closed in a hurry, and for the socket.
 func newConn(client *Client, nc net.Conn) *conn {
 	c := &conn{client: client, nc: nc, raw: nc, told: -1}
-	if t, ok := nc.(*tls.Conn); ok {
-		c.tls, c.raw = true, t.NetConn()
-		c.note, _ = c.raw.(*noteEOF)
-	}
-	socket := c.raw
-	for {
-		if s, ok := socket.(syscall.Conn); ok {
+	for layer := nc; ; {
+		switch l := layer.(type) {
+		case *tls.Conn:
+			c.tls, c.raw = true, l.NetConn()
+		case *noteEOF:
+			c.note = l
+		}
+		if s, ok := layer.(syscall.Conn); ok {
 			if sys, err := s.SyscallConn(); err == nil {
 				c.sys = sys
-				c.peekFD = func(fd uintptr) bool { c.quiet = peek(fd); return true }
+				c.look = func(fd uintptr) bool { c.quiet = peek(fd); return true }
 			}
 			return c
 		}
-		w, ok := socket.(interface{ NetConn() net.Conn })
+		w, ok := layer.(interface{ NetConn() net.Conn })
 		if !ok {
 			return c
 		}
-		socket = w.NetConn()
+		layer = w.NetConn()
 	}
 }
 
@@ -93,10 +94,25 @@ func (c *conn) alive() bool {
 		return false
 	}
 	if c.sys == nil {
-		return true
+		return c.silent(c.raw, time.Now().Add(glance))
 	}
 	c.quiet = false
-	return c.sys.Read(c.peekFD) == nil && c.quiet
+	return c.sys.Read(c.look) == nil && c.quiet
+}
+
+// glance is how long is waited for a byte on what is no socket, and so is part of
+// a test. Its read fails with a deadline that is over, whatever there is to read.
+const glance = time.Microsecond
+
+// silent reports whether a read has nothing to return before the deadline.
+func (c *conn) silent(nc net.Conn, deadline time.Time) bool {
+	var b [1]byte
+	c.timed = true
+	if nc.SetReadDeadline(deadline) != nil {
+		return false
+	}
+	n, err := nc.Read(b[:])
+	return n == 0 && isTimeout(err)
 }
 
 // past is a deadline that is over.
@@ -104,18 +120,7 @@ var past = time.Unix(1, 0)
 
 // drained reports whether TLS holds nothing that it has read ahead, which peek
 // cannot see.
-func (c *conn) drained() bool {
-	if !c.tls {
-		return true
-	}
-	var b [1]byte
-	c.timed = true
-	if c.nc.SetReadDeadline(past) != nil {
-		return false
-	}
-	n, err := c.nc.Read(b[:])
-	return n == 0 && isTimeout(err)
-}
+func (c *conn) drained() bool { return !c.tls || c.silent(c.nc, past) }
 
 // fill reads more behind what is buffered.
 func (c *conn) fill() error {
@@ -171,9 +176,13 @@ func (c *conn) send(s *sender) error {
 	c.keep, c.answered, c.sent, c.refused = false, false, nil, false
 	start := time.Now()
 	limit := c.call.FirstByte
-	if limit > 0 {
+	switch {
+	case limit > 0:
 		c.timed = true
 		_ = c.nc.SetDeadline(start.Add(limit)) // fails when closed, as the write does
+	case c.timed:
+		c.timed = false
+		_ = c.nc.SetDeadline(time.Time{})
 	}
 	n, err := c.nc.Write(s.pending)
 	c.wrote = time.Now()
@@ -208,89 +217,6 @@ func (c *conn) startUpload() {
 	go c.up.run()
 }
 
-// sendFailed decides on a first write that failed after n bytes. A server may
-// refuse a request before it has read it, and close: then its reply tells more.
-func (c *conn) sendFailed(n int, err error) error {
-	if n == 0 || isTimeout(err) || errors.Is(err, net.ErrClosed) {
-		c.sent = err
-		return &writeError{err: err, unsent: n == 0}
-	}
-	c.sent = err
-	c.timed = true
-	_ = c.nc.SetReadDeadline(c.wrote.Add(grace(c.call)))
-	return nil
-}
-
-// lostGrace is how long the reply of a server may take that stopped reading.
-const lostGrace = 5 * time.Second
-
-func grace(call *exchange.Call) time.Duration {
-	if limit := call.FirstByte; limit > 0 {
-		return min(limit, lostGrace)
-	}
-	return lostGrace
-}
-
-type writeError struct {
-	err    error
-	unsent bool
-}
-
-func (w *writeError) Error() string { return "write request: " + w.err.Error() }
-func (w *writeError) Unwrap() error { return w.err }
-
-// fail ends the call with err, what a read or write on the connection failed
-// with or what is wrong with the reply, and returns what that means.
-func (c *conn) fail(err error) error {
-	cause := c.call.Canceler.Disarm()
-	c.abandon()
-	wrote, upErr := c.wrote, error(nil)
-	if c.up != nil {
-		wrote, upErr = c.up.stop()
-	}
-	answered := c.answered
-	c.release()
-	if cause != nil {
-		return cancelled(cause)
-	}
-	if b, ok := errors.AsType[*exchange.BodyError](upErr); ok {
-		return b
-	}
-	if errors.Is(upErr, exchange.ErrUnsendable) {
-		return upErr
-	}
-	unsent := false
-	if w, ok := errors.AsType[*writeError](err); ok {
-		unsent = w.unsent
-	}
-	if isTimeout(err) {
-		if upErr == nil {
-			upErr = c.sent
-		}
-		if upErr == nil || isTimeout(upErr) {
-			return exchange.ErrFirstByte
-		}
-		err = upErr // the grace for its reply is over
-	}
-	lost := &exchange.LostError{Err: err, Unsent: unsent, Reused: c.used, Answered: answered, Closed: isClosed(err)}
-	if lost.Closed {
-		lost.After = time.Since(wrote)
-	}
-	if errors.Is(err, io.EOF) { // which would look like a good end
-		lost.Err = errCut
-	}
-	return lost
-}
-
-// errCut is the end of a connection before the end of the reply.
-var errCut = fmt.Errorf("connection closed by the server: %w", io.ErrUnexpectedEOF)
-
-// isClosed reports whether the server has ended the connection.
-func isClosed(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
-}
-
 // finish ends a call whose reply is complete. The connection is kept when the
 // request is, too.
 func (c *conn) finish() {
@@ -315,13 +241,4 @@ func (c *conn) finish() {
 		c.used = true
 		c.client.put(c)
 	}
-}
-
-// explain is the meaning of an err of a Read when the body ended with the
-// connection: good only if the server said so.
-func (c *conn) endOfStream() error {
-	if c.tls && (c.note == nil || c.note.eof.Load()) {
-		return fmt.Errorf("no close_notify: %w", io.ErrUnexpectedEOF)
-	}
-	return io.EOF
 }

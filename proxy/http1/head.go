@@ -77,14 +77,14 @@ func parseFields(f exchange.Fields, s string) (exchange.Fields, error) {
 		if line == "" {
 			return f, nil
 		}
-		if line[0] == ' ' || line[0] == '\t' {
+		if isBlank(line[0]) {
 			return nil, errFold
 		}
-		colon := strings.IndexByte(line, ':')
-		if colon < 0 {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok {
 			return nil, errColon
 		}
-		name, value := line[:colon], trimOWS(line[colon+1:])
+		value = trimOWS(value)
 		if !isToken(name) { // a blank before the colon, too: RFC 9112 5.1
 			return nil, errName
 		}
@@ -96,11 +96,13 @@ func parseFields(f exchange.Fields, s string) (exchange.Fields, error) {
 	}
 }
 
+func isBlank(c byte) bool { return c == ' ' || c == '\t' }
+
 func trimOWS(s string) string {
-	for s != "" && (s[0] == ' ' || s[0] == '\t') {
+	for s != "" && isBlank(s[0]) {
 		s = s[1:]
 	}
-	for s != "" && (s[len(s)-1] == ' ' || s[len(s)-1] == '\t') {
+	for s != "" && isBlank(s[len(s)-1]) {
 		s = s[:len(s)-1]
 	}
 	return s

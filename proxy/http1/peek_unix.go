@@ -2,15 +2,18 @@
 
 package http1
 
-import "syscall"
+import (
+	"errors"
+	"syscall"
+)
 
 // peek reports whether the socket has nothing to read: no byte, no end, no error.
 func peek(fd uintptr) bool {
 	var b [1]byte
 	for {
-		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT) //nolint:gosec // a descriptor
-		if err != syscall.EINTR {                                                           //nolint:errorlint // an errno
-			return err == syscall.EAGAIN //nolint:errorlint // an errno
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		if !errors.Is(err, syscall.EINTR) {
+			return errors.Is(err, syscall.EAGAIN)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 )
 
 const (
+	errVersion       malformed = "not HTTP/1"
 	errStatusLine    malformed = "invalid status line"
 	errStatus        malformed = "status outside 100 to 599"
 	errSwitch        malformed = "101 without a request for it"
@@ -67,12 +68,16 @@ func parseReply(head string, lines int, call *exchange.Call) (replyHead, error) 
 	return h, nil
 }
 
+const versionPrefix = "HTTP/1."
+
 // parseStatusLine parses "HTTP/1.x SP 3DIGIT [SP reason]" (RFC 9112 4). The
 // blank before a reason that is missing may be missing too. A status of no class
 // is no answer that anybody understands (RFC 9110 15: treat it as a 5xx).
 func parseStatusLine(line string) (minor, status int, err error) {
-	const version = "HTTP/1."
-	if len(line) < len("HTTP/1.1 200") || !strings.HasPrefix(line, version) || line[8] != ' ' {
+	switch {
+	case !strings.HasPrefix(line, versionPrefix):
+		return 0, 0, errVersion
+	case len(line) < len("HTTP/1.1 200") || line[8] != ' ':
 		return 0, 0, errStatusLine
 	}
 	minor = int(line[7]) - '0'
@@ -212,7 +217,14 @@ func (m *meta) check(minor, status int, upgrade bool) error {
 		return errEncodingEarly
 	case m.chunked && m.framed:
 		return errTrailerName
-	case status == statusSwitching && (!upgrade || minor == 0 || !m.upgrade || !m.websocket):
+	case status == statusSwitching:
+		return m.checkSwitch(minor, upgrade)
+	}
+	return nil
+}
+
+func (m *meta) checkSwitch(minor int, upgrade bool) error {
+	if !upgrade || minor == 0 || !m.upgrade || !m.websocket || m.length > 0 {
 		return errSwitch
 	}
 	return nil

@@ -206,7 +206,10 @@ func (u *upload) written(err error, last bool) bool {
 	if err == nil && !last {
 		return false
 	}
-	u.over, u.err = true, err
+	u.over = true
+	if err != nil {
+		u.err = &writeError{err: err}
+	}
 	if u.headed || u.stopped {
 		return true
 	}

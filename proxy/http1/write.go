@@ -43,7 +43,7 @@ func appendHead(b []byte, call *exchange.Call, length int64, expect, last bool) 
 			return b, unsendable("field")
 		}
 		switch {
-		case !isOurs(f.Name):
+		case !isFraming(f.Name):
 			b = appendField(b, f.Name, f.Value)
 		case equalFold(f.Name, "te"):
 			trailers = trailers || hasToken(f.Value, "trailers")
@@ -61,8 +61,8 @@ func isTarget(s string) bool {
 	return s == "*" || s != "" && s[0] == '/' && isAll(s, uriByte)
 }
 
-// isOurs reports whether a field belongs to the connection or to the framing.
-func isOurs(name string) bool {
+// isFraming reports whether a field belongs to the connection or to the framing.
+func isFraming(name string) bool {
 	switch len(name) {
 	case 2:
 		return equalFold(name, "te")
