@@ -13,7 +13,7 @@ build loadgen ./loadgen
 build modelsim ./modelsim
 build std ./std
 case " $* " in
-*" edge "*) [ -n "${EDGE:-}" ] || build edge ../../cmd/edge ;;
+*" edge "* | *" edge-logged "*) [ -n "${EDGE:-}" ] || build edge ../../cmd/edge ;;
 esac
 ulimit -n "$(ulimit -Hn)"
 exec "$here/bin/bench" -root "$here" "$@"

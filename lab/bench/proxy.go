@@ -10,7 +10,7 @@ import (
 )
 
 // known are the names that peers/run.sh can start.
-var known = []string{"edge", "nginx", "nginx-bulk", "haproxy", "h2o", "caddy", "traefik", "traefik-fast", "std"}
+var known = []string{"edge", "edge-logged", "nginx", "nginx-bulk", "haproxy", "h2o", "caddy", "traefik", "traefik-fast", "std"}
 
 // direct is the model server's own TLS port, with no proxy at all.
 const direct = "direct"

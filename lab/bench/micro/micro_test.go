@@ -1,4 +1,4 @@
-// Package micro times the primitives under the lab's figures:
+// Package micro times the primitives under the lab's figures, and the copy loop:
 //
 //	go test -bench . ./lab/bench/micro
 package micro

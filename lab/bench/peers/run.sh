@@ -7,7 +7,7 @@ binary=${2:-}
 conf=$LAB/peers/conf
 fill() { # fill TEMPLATE OUTPUT
 	sed -e "s|@LISTEN@|$LISTEN|g; s|@HOST@|${LISTEN%:*}|g; s|@PORT@|$PORT|g; s|@BACKEND@|$BACKEND|g; s|@H2C@|$H2C|g" \
-		-e "s|@CERTS@|$CERTS|g; s|@TMP@|$TMP|g; s|@WORKERS@|$WORKERS|g; s|@SSLBUF@|${SSLBUF:-16k}|g; s|@PROXYBUF@|${PROXYBUF:-8k}|g; s|@FAST@|${FAST:-}|g" \
+		-e "s|@CERTS@|$CERTS|g; s|@TMP@|$TMP|g; s|@WORKERS@|$WORKERS|g; s|@SSLBUF@|${SSLBUF:-16k}|g; s|@PROXYBUF@|${PROXYBUF:-8k}|g; s|@FAST@|${FAST:-}|g; s|@ACCESS@|${ACCESS:-false}|g" \
 		"$conf/$1" >"$2"
 }
 case $1 in
@@ -35,7 +35,8 @@ traefik | traefik-fast)
 	fill traefik-dynamic.yml.in "$TMP/dynamic.yml"
 	exec "${binary:-$LAB/peers/bin/traefik}" --configfile="$TMP/traefik.yml"
 	;;
-edge) # its log says more than the peers', which are quiet
+edge | edge-logged) # its log says more than the peers', which are quiet
+	[ "$1" = edge ] || ACCESS=true
 	fill edge.yaml.in "$TMP/routes.yaml"
 	binary=${binary:-${EDGE:-$LAB/bin/edge}}
 	"$binary" validate -c "$TMP/routes.yaml" >/dev/null
