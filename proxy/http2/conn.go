@@ -44,15 +44,15 @@ type conn struct {
 
 	// What the server may still send, and who noticed what. The watch looks at the
 	// flags once in a while, so that nobody else needs to look at the clock.
-	granted  grant
-	credit   atomic.Int64 // frames that may bring nothing, see spend
-	active   atomic.Bool  // a frame came since the watch looked
-	inBlock  atomic.Bool  // a field block is incomplete
-	acked    atomic.Bool  // our SETTINGS are acknowledged
-	pingFree atomic.Bool  // a PING will not be taken for one too many
-	pongs    atomic.Uint32
-	wakes    atomic.Int64  // when the watch looks next, since born
-	written  atomic.Uint64 // writes that returned
+	granted   grant
+	credit    atomic.Int64  // frames that may bring nothing, see spend
+	active    atomic.Bool   // a frame came since the watch looked
+	inBlock   atomic.Bool   // a field block is incomplete
+	acked     atomic.Bool   // our SETTINGS are acknowledged
+	freePings atomic.Uint32 // those that will not be taken for one too many, see pingLocked
+	pongs     atomic.Uint32
+	wakes     atomic.Int64  // when the watch looks next, since born
+	written   atomic.Uint64 // writes that returned
 
 	watch watch
 
