@@ -17,9 +17,9 @@ import (
 type tapeConn struct {
 	net.Conn
 
-	reply string
-	piece int
-	wrote int
+	reply  string
+	piece  int
+	writes []string
 }
 
 func (c *tapeConn) Read(p []byte) (int, error) {
@@ -31,7 +31,11 @@ func (c *tapeConn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func (c *tapeConn) Write(p []byte) (int, error)      { c.wrote += len(p); return len(p), nil }
+func (c *tapeConn) Write(p []byte) (int, error) {
+	c.writes = append(c.writes, string(p))
+	return len(p), nil
+}
+
 func (c *tapeConn) Close() error                     { return nil }
 func (c *tapeConn) SetDeadline(time.Time) error      { return nil }
 func (c *tapeConn) SetReadDeadline(time.Time) error  { return nil }

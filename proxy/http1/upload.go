@@ -29,7 +29,7 @@ type sender struct {
 // requests are one write.
 func (s *sender) begin(last bool) error {
 	call := s.call
-	if s.left < -1 || s.left > 0 && call.Body == nil {
+	if s.left < -1 {
 		return unsendable("length")
 	}
 	s.expect = call.Continue && s.left != 0
