@@ -15,6 +15,7 @@ import (
 	"edge/config"
 	"edge/proxy/exchange"
 	"edge/proxy/http1"
+	"edge/proxy/http2"
 )
 
 // dialFunc is net.Dialer.DialContext.
@@ -74,9 +75,15 @@ func newBackend(key backendKey, roots *x509.CertPool, dial dialFunc) *backend {
 			ClientSessionCache: tls.NewLRUClientSessionCache(0),
 		}
 	}
-	b.client = http1.NewClient(b.connect, http1.Options{Idle: idleConn, MaxIdle: maxIdleConns})
-	b.probe = http1.NewClient(b.connect, http1.Options{OneShot: true})
-	b.fresh = b.probe
+	if key.protocol == config.PoolH1 {
+		b.client = http1.NewClient(b.connect, http1.Options{Idle: idleConn, MaxIdle: maxIdleConns})
+		b.probe = http1.NewClient(b.connect, http1.Options{OneShot: true})
+		b.fresh = b.probe
+		return b
+	}
+	b.client = http2.NewClient(b.connect, http2.Options{})
+	b.probe = http2.NewClient(b.connect, http2.Options{OneShot: true})
+	b.fresh = b.client // requests share connections, and their fate: the dead one is gone
 	return b
 }
 
@@ -88,11 +95,7 @@ func (b *backend) connect(ctx context.Context) (net.Conn, error) {
 		return raw, err
 	}
 	secure := tls.Client(http1.NoteEOF(raw), b.tls)
-	err = secure.HandshakeContext(ctx)
-	if got := secure.ConnectionState().NegotiatedProtocol; err == nil && b.key.protocol == config.PoolH2 && got != "h2" {
-		err = fmt.Errorf("endpoint does not speak h2 (ALPN chose %q)", got)
-	}
-	if err != nil {
+	if err := secure.HandshakeContext(ctx); err != nil {
 		_ = raw.Close() // the handshake's error says more
 		return nil, err
 	}
@@ -117,8 +120,6 @@ func parseEndpoint(raw string, protocol config.PoolProtocol) (backendKey, error)
 		return backendKey{}, fmt.Errorf("endpoint %s: no host (write http://host:port)", raw)
 	case u.Scheme != "http" && u.Scheme != "https":
 		return backendKey{}, fmt.Errorf("endpoint %s: scheme %q (write http or https)", raw, u.Scheme)
-	case protocol != config.PoolH1:
-		return backendKey{}, fmt.Errorf("endpoint %s: protocol %s has no engine yet", raw, protocol)
 	case protocol == config.PoolH2 && u.Scheme != "https":
 		return backendKey{}, fmt.Errorf("endpoint %s: protocol h2 is for https (write h2c for http)", raw)
 	case protocol == config.PoolH2C && u.Scheme != "http":

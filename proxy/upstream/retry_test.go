@@ -440,6 +440,42 @@ func TestAttemptsDoNotShareACanceler(t *testing.T) {
 	}
 }
 
+// What a small request costs besides its engine: the Response, and the body.
+func TestSmallRequestsAllocateLittle(t *testing.T) {
+	p := open(t, poolOf("http://10.0.0.1:1"))
+	var sink [64]byte
+	empty := source{strings.NewReader("")}
+	p.endpoints[0].backend.client = engineFunc(func(call *exchange.Call) (exchange.Reply, error) {
+		for err := error(nil); call.Body != nil && err == nil; {
+			_, err = call.Body.Read(sink[:])
+		}
+		return exchange.Reply{Status: 200, Body: empty}, nil
+	})
+	body := strings.NewReader("prompt")
+	for _, tc := range []struct {
+		req  *Request
+		most float64
+	}{{get("/"), 1}, {post("prompt"), 3}} { // a pooled block may have been collected
+		if tc.req.Body != nil {
+			tc.req.Body = body
+		}
+		got := testing.AllocsPerRun(100, func() {
+			body.Reset("prompt")
+			resp, err := p.Do(context.Background(), tc.req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := resp.Read(sink[:]); !errors.Is(err, io.EOF) {
+				t.Fatal(err)
+			}
+			resp.Close()
+		})
+		if got > tc.most {
+			t.Errorf("%s: %v allocations, want at most %v", tc.req.Method, got, tc.most)
+		}
+	}
+}
+
 func TestCallSaysWhatTheRequestSays(t *testing.T) {
 	var got exchange.Call
 	p := open(t, poolOf("http://gpu-1:8000"))

@@ -46,8 +46,13 @@
 // pool; connections of different protocols are not shared. The fields of a
 // request are sent in order and in the case they have (HTTP/2 has lower case
 // only), those of a reply come as they were sent. HTTP/2 has no websockets here:
-// an Upgrade to such a pool is an ErrBadRequest. Idle connections live 4 s,
-// shorter than the servers keep them: uvicorn closes after 5.
+// an Upgrade to such a pool is an ErrBadRequest. Idle connections of HTTP/1.1 live
+// 4 s, shorter than the servers keep them: uvicorn closes after 5. Those of HTTP/2
+// live as long as its engine says, as a server announces their end.
+//
+// A body of known length up to 64 KiB is read, as far as it is there, before the
+// request takes a connection. A larger one, or one of unknown length, is read while
+// the reply may come already.
 package upstream
 
 import (
