@@ -33,7 +33,7 @@ func forward(s *Server, r *route) exchange.Handler {
 		// all else here.
 		resp, err := r.pool.Do(context.Background(), &f.request)
 		if err != nil {
-			reason := f.blame(err)
+			reason := blame(f.canceler.Cause(), err)
 			if errors.Is(f.upload.err, os.ErrDeadlineExceeded) {
 				reason = RequestTimeout
 			}
@@ -193,7 +193,7 @@ func (s *reply) Read(p []byte) (int, error) {
 		s.idle.SetLimit(s.silence)
 	}
 	if e := s.passage.upload.e; err != nil && err != io.EOF && e.Reason == "" { //nolint:errorlint // io.EOF is never wrapped by a Reader
-		e.Reason, e.Err = string(s.passage.blame(err)), err
+		e.Reason, e.Err = string(blame(s.passage.canceler.Cause(), err)), err
 	}
 	return n, err
 }
@@ -208,10 +208,11 @@ func (s *reply) Close() error {
 	return s.resp.Close()
 }
 
-// blame says whose fault err is: a wait that was too long, the client that left
-// or sent nonsense, or else the backend.
-func (f *passage) blame(err error) Reason {
-	if cause := f.canceler.Cause(); cause != nil {
+// blame says whose fault err is: a wait that was too long or the client that left,
+// which is the cause of having given up, or the client that sent nonsense, or
+// else the backend.
+func blame(cause, err error) Reason {
+	if cause != nil {
 		switch {
 		case errors.Is(cause, errTotal):
 			return TotalTimeout
