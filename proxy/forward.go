@@ -56,7 +56,7 @@ func forward(s *Server, r *route) exchange.Handler {
 		}
 		src := &f.reply
 		src.passage, src.resp, src.silence = f, resp, t.StreamIdle
-		src.idle = exchange.NewWatch(firstSilence(t), func() { f.canceler.Cancel(errStreamIdle) })
+		e.SetSourceTimeout(firstSilence(t))
 		if !e.Detach(src) {
 			_ = exchange.Pump(e, src)
 		}
@@ -178,21 +178,19 @@ func endToEnd(f exchange.Fields) exchange.Fields {
 type reply struct {
 	passage *passage
 	resp    *upstream.Response
-	idle    *exchange.Watch
 	silence time.Duration // that is allowed once the body has begun
 	begun   bool
 }
 
 // Read implements exchange.Source.
 func (s *reply) Read(p []byte) (int, error) {
-	s.idle.Begin()
 	n, err := s.resp.Read(p)
-	s.idle.End()
+	e := s.passage.upload.e
 	if n > 0 && !s.begun {
 		s.begun = true
-		s.idle.SetLimit(s.silence)
+		e.SetSourceTimeout(s.silence)
 	}
-	if e := s.passage.upload.e; err != nil && err != io.EOF && e.Reason == "" { //nolint:errorlint // io.EOF is never wrapped by a Reader
+	if err != nil && err != io.EOF && e.Reason == "" { //nolint:errorlint // io.EOF is never wrapped by a Reader
 		e.Reason, e.Err = string(blame(s.passage.canceler.Cause(), err)), err
 	}
 	return n, err
@@ -203,7 +201,6 @@ func (s *reply) Trailer() exchange.Fields { return endToEnd(s.resp.Trailer()) }
 
 // Close implements exchange.Source.
 func (s *reply) Close() error {
-	s.idle.Stop()
 	s.passage.total.Stop()
 	return s.resp.Close()
 }
@@ -216,7 +213,7 @@ func blame(cause, err error) Reason {
 		switch {
 		case errors.Is(cause, errTotal):
 			return TotalTimeout
-		case errors.Is(cause, errStreamIdle):
+		case errors.Is(cause, exchange.ErrSilent):
 			return StreamIdle
 		case errors.Is(cause, exchange.ErrAborted):
 			return ClientStalled

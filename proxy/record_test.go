@@ -84,7 +84,7 @@ func TestBlameFallsOnTheCause(t *testing.T) {
 		{nil, body(http2.StreamError{Code: http2.ErrCodeProtocol}), BadRequest},
 		{nil, body(errors.New("malformed chunk")), BadRequest},
 		{errTotal, net.ErrClosed, TotalTimeout},
-		{errStreamIdle, &upstream.LostError{Err: io.EOF}, StreamIdle},
+		{exchange.ErrSilent, &upstream.LostError{Err: io.EOF}, StreamIdle},
 		{exchange.ErrAborted, net.ErrClosed, ClientStalled},
 		{exchange.ErrClientGone, net.ErrClosed, ClientLeft},
 	} {
