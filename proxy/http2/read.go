@@ -9,8 +9,7 @@ import (
 // read is the goroutine that reads the connection to its end.
 func (c *conn) read() {
 	err := c.frames()
-	var wrong *protocolError
-	if errors.As(err, &wrong) {
+	if wrong, ok := errors.AsType[*protocolError](err); ok {
 		c.end(failed(err), wrong.code, true)
 		return
 	}
@@ -55,18 +54,17 @@ func checkPreface(f h2.FrameHeader) error {
 
 // parseError makes an error of the Framer one of ours.
 func (c *conn) parseError(err error) error {
-	var code h2.ConnectionError
-	var stream h2.StreamError
-	switch {
-	case errors.Is(err, h2.ErrFrameTooLarge):
+	if errors.Is(err, h2.ErrFrameTooLarge) {
 		return refuse(h2.ErrCodeFrameSize, "frame too large")
-	case errors.As(err, &code):
+	}
+	if code, ok := errors.AsType[h2.ConnectionError](err); ok {
 		reason := "invalid frame"
 		if detail := c.framer.ErrorDetail(); detail != nil {
 			reason = detail.Error()
 		}
 		return refuse(h2.ErrCode(code), reason)
-	case errors.As(err, &stream):
+	}
+	if stream, ok := errors.AsType[h2.StreamError](err); ok {
 		return refuse(stream.Code, "invalid frame")
 	}
 	return err
@@ -74,13 +72,12 @@ func (c *conn) parseError(err error) error {
 
 // frame handles any frame but DATA.
 func (c *conn) frame(header h2.FrameHeader) error {
-	if short := shortBy(header); short {
+	if tooShort(header) {
 		return refuse(h2.ErrCodeFrameSize, "frame too short")
 	}
 	frame, err := c.framer.ReadFrameForHeader(header)
 	if err != nil {
-		var stream h2.StreamError
-		if header.Type == h2.FrameWindowUpdate && errors.As(err, &stream) {
+		if _, ok := errors.AsType[h2.StreamError](err); ok && header.Type == h2.FrameWindowUpdate {
 			return c.badUpdate(header.StreamID)
 		}
 		return c.parseError(err)
@@ -108,22 +105,20 @@ func (c *conn) frame(header h2.FrameHeader) error {
 	return c.spend() // PRIORITY, and types we do not know (RFC 9113 5.5)
 }
 
-// shortBy reports whether a frame lacks what its flags announce, which the Framer
+// tooShort reports whether a frame lacks what its flags announce, which the Framer
 // reports like the end of the connection.
-func shortBy(f h2.FrameHeader) bool {
+func tooShort(f h2.FrameHeader) bool {
 	var least uint32
-	switch f.Type {
-	case h2.FrameHeaders:
-		if f.Flags.Has(h2.FlagHeadersPadded) {
-			least++
-		}
-		if f.Flags.Has(h2.FlagHeadersPriority) {
-			least += 5
-		}
-	case h2.FramePushPromise:
-		least = 5
+	if f.Type == h2.FramePushPromise {
+		least = 4
 	}
-	return f.Length < least
+	if f.Flags.Has(h2.FlagHeadersPadded) { // that of PUSH_PROMISE is the same
+		least++
+	}
+	if f.Flags.Has(h2.FlagHeadersPriority) {
+		least += 5
+	}
+	return (f.Type == h2.FrameHeaders || f.Type == h2.FramePushPromise) && f.Length < least
 }
 
 // spend books a frame that brings nothing. The credit grows with time and with
@@ -140,6 +135,14 @@ func (c *conn) spend() error {
 func (c *conn) earn() {
 	if c.credit.Load() < floodBurst {
 		c.credit.Add(1)
+	}
+}
+
+// useful books a HEADERS or DATA frame.
+func (c *conn) useful() {
+	c.earn()
+	if c.freePings.Load() != resetPing|silencePing {
+		c.freePings.Store(resetPing | silencePing)
 	}
 }
 
@@ -173,46 +176,30 @@ func (c *conn) data(f h2.FrameHeader) error {
 		return refuse(h2.ErrCodeFlowControl, "more than the window of the connection")
 	}
 	s, err := c.find(f.StreamID, true)
-	if s == nil {
-		if err == nil {
-			err = c.lateData(f.StreamID, int64(f.Length))
-		}
-		if err == nil {
-			err = c.skip(int(f.Length))
-		}
+	switch {
+	case err != nil:
 		return err
+	case s == nil:
+		return c.lateData(f.StreamID, int(f.Length))
 	}
 	end := f.Flags.Has(h2.FlagDataEndStream)
 	if f.Length > 0 || end {
-		c.earn()
-		c.pingFree.Store(true)
+		c.useful()
 	} else if err := c.spend(); err != nil {
 		return err
 	}
-	left, padding := int(f.Length), 0
-	if f.Flags.Has(h2.FlagDataPadded) {
-		if left == 0 {
-			return refuse(h2.ErrCodeFrameSize, "frame too short")
-		}
-		b, err := c.br.ReadByte()
-		if err != nil {
-			return err
-		}
-		left--
-		padding = int(b)
-		if padding > left {
-			return refuse(h2.ErrCodeProtocol, "more padding than frame")
-		}
-		left -= padding
+	n, padding, err := c.padding(f)
+	if err != nil {
+		return err
 	}
-	if code, malformed := s.expect(int(f.Length), left, end); malformed != "" {
+	if code, malformed := s.expect(int(f.Length), n, end); malformed != "" {
 		c.malformed(s, code, malformed)
 		end = false
 	}
-	if err := c.payload(s, left); err != nil {
+	if err := c.payload(s, n); err != nil {
 		return err
 	}
-	if overhead := int(f.Length) - left; overhead > 0 {
+	if overhead := int(f.Length) - n; overhead > 0 {
 		if _, err := c.br.Discard(padding); err != nil {
 			return err
 		}
@@ -222,6 +209,27 @@ func (c *conn) data(f h2.FrameHeader) error {
 		c.ended(s, nil)
 	}
 	return nil
+}
+
+// padding returns how much of a DATA frame is data, and how much comes behind it
+// (RFC 9113 6.1).
+func (c *conn) padding(f h2.FrameHeader) (data, padding int, err error) {
+	data = int(f.Length)
+	if !f.Flags.Has(h2.FlagDataPadded) {
+		return data, 0, nil
+	}
+	if data == 0 {
+		return 0, 0, refuse(h2.ErrCodeFrameSize, "frame too short")
+	}
+	b, err := c.br.ReadByte()
+	if err != nil {
+		return 0, 0, err
+	}
+	data--
+	if int(b) > data {
+		return 0, 0, refuse(h2.ErrCodeProtocol, "more padding than frame")
+	}
+	return data - int(b), int(b), nil
 }
 
 // payload passes n bytes on to the stream, as they come.
@@ -242,26 +250,23 @@ func (c *conn) payload(s *stream, n int) error {
 	return nil
 }
 
-// lateData books DATA of a stream that we have reset. What the server had the
+// lateData drops DATA of a stream that we have reset. What the server had the
 // right to send is free, so that a chatty stream does not use up the credit of a
 // whole connection when it is cancelled.
-func (c *conn) lateData(id uint32, length int64) error {
+func (c *conn) lateData(id uint32, length int) error {
 	c.mu.Lock()
-	left := c.late[id] - length - frameHeader
+	left := c.late[id] - int64(length) - frameHeader
 	if left >= 0 {
 		c.late[id] = left
 	}
 	c.mu.Unlock()
-	if left >= 0 {
-		return nil
+	if left < 0 {
+		if err := c.spend(); err != nil {
+			return err
+		}
 	}
-	return c.spend()
-}
-
-// skip drops n bytes.
-func (c *conn) skip(n int) error {
-	_, err := c.br.Discard(n)
-	c.giveBack(n)
+	_, err := c.br.Discard(length)
+	c.giveBack(length)
 	return err
 }
 
@@ -314,8 +319,7 @@ func (c *conn) headers(f *h2.HeadersFrame) error {
 		return err
 	case s != nil:
 		s.answered.Store(true)
-		c.earn()
-		c.pingFree.Store(true)
+		c.useful()
 	default:
 		if err := c.spend(); err != nil {
 			return err
