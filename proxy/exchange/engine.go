@@ -37,14 +37,14 @@ type Engine interface {
 	// ErrNoTunnel with nothing sent.
 	Tunnel(reply Fields) (io.ReadWriteCloser, error)
 	// The deadlines are those of net.Conn, for Read, and for Write, Flush and
-	// Finish. They are set before such a call and cleared after it.
+	// Finish. One that has passed already makes calls under way fail.
 	SetReadDeadline(t time.Time) error
 	SetWriteDeadline(t time.Time) error
 	// Context has the values of the connection; when it is done matters not.
 	Context() context.Context
 	// OnLeave has f called, by another goroutine, when the client has left,
 	// unless stop came first. It is called once, and only when a layer asks for
-	// Done or Context.
+	// Done or Context, or binds a Canceler.
 	OnLeave(f func()) (stop func() bool)
 }
 
@@ -59,7 +59,11 @@ func (p *PanicError) Error() string { return fmt.Sprintf("panic: %v", p.Value) }
 
 // New returns an exchange for the engine, which fills in the request and calls
 // Serve.
-func New(g Engine) *Exchange { return &Exchange{engine: g, readLeft: -1, declared: -1} }
+func New(g Engine) *Exchange {
+	e := &Exchange{engine: g, readLeft: -1, declared: -1}
+	e.dog.base, e.dog.fire = time.Now(), e.overdue
+	return e
+}
 
 // Serve runs the exchange to its end: the handler, the pump when it detached,
 // the end of the reply, the OnEnd functions. It reports whether the reply ended
@@ -93,14 +97,13 @@ func (e *Exchange) end(clean bool) bool {
 	}
 	e.mu.Lock()
 	clean = e.state.Swap(ended) == live
-	if e.cancel != nil {
-		e.cancel(ErrEnded)
-	}
+	e.cancelLocked(ErrEnded)
 	if e.unlink != nil {
 		e.unlink()
 	}
 	t := e.tunnel
 	e.mu.Unlock()
+	e.dog.stop()
 	if t != nil {
 		_ = t.Close()
 	}
@@ -141,11 +144,11 @@ func (e *Exchange) finish() {
 		e.fail(fmt.Errorf("%w: %d bytes of %d", ErrLength, e.Sent, e.declared))
 		return
 	}
-	if d := time.Duration(e.writeTimeout.Load()); d > 0 {
+	if d := e.dog.limit(writeWait); d > 0 {
 		// It stays set: net/http sends the last bytes after the handler returned.
 		_ = e.engine.SetWriteDeadline(time.Now().Add(d))
 	}
-	if e.stopped() != nil {
+	if e.stopped() != nil { // after the deadline was set, which would undo that of Abort
 		return
 	}
 	trailer := e.ReplyTrailer
@@ -214,7 +217,7 @@ func declaredLength(f Fields) int64 {
 	return length
 }
 
-// maxPiece is how much one deadline covers of a longer write, so that a client
+// maxPiece is how much one timeout covers of a longer write, so that a client
 // which is slow but reads is not taken for one that does not.
 const maxPiece = 32 << 10
 
@@ -232,18 +235,15 @@ func (e *Exchange) send(p []byte, flush bool) (sent int, err error) {
 	if e.declared >= 0 && int64(len(p)) > e.declared-e.Sent {
 		return 0, ErrLength
 	}
-	timeout := time.Duration(e.writeTimeout.Load())
 	for len(p) > 0 || flush {
-		piece := p
-		if timeout > 0 {
-			piece = p[:min(len(p), maxPiece)]
-			_ = e.engine.SetWriteDeadline(time.Now().Add(timeout))
-		}
-		if err := e.stopped(); err != nil { // after the deadline was set, which would undo that of Abort
+		piece := p[:min(len(p), maxPiece)]
+		if err := e.stopped(); err != nil {
 			return sent, err
 		}
 		last := len(piece) == len(p)
+		e.dog.begin(writeWait)
 		n, err := e.sendPiece(piece, flush && last)
+		e.dog.end(writeWait)
 		sent += n
 		if err != nil {
 			e.fail(fmt.Errorf("write to client: %w", err))
@@ -253,9 +253,6 @@ func (e *Exchange) send(p []byte, flush bool) (sent int, err error) {
 			break
 		}
 		p = p[n:]
-	}
-	if timeout > 0 {
-		_ = e.engine.SetWriteDeadline(time.Time{})
 	}
 	return sent, nil
 }
