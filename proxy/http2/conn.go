@@ -203,7 +203,7 @@ func (c *conn) sendLocked(s *stream, data []byte, end bool) []byte {
 		s.sentEnd = end && n == len(data)
 		c.pending = appendData(c.pending, s.id, data[:n], s.sentEnd)
 		data = data[n:]
-		c.earn()
+		c.earn(2 + int64(n)/updateBytes)
 	}
 	c.queued += int64(len(c.pending) - before)
 	return data

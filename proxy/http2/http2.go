@@ -77,6 +77,7 @@ const (
 	flushRounds     = 8    // writes for others before the rest is left to a goroutine
 	floodBurst      = 2000 // frames that bring nothing
 	floodPerSecond  = 500
+	updateBytes     = 256 // of ours that a server may answer with one more WINDOW_UPDATE
 	maxRemembered   = 256 // streams we have reset whose last frames may be on the way
 	maxWindow       = 1<<31 - 1
 	defaultWindow   = 1<<16 - 1
