@@ -61,7 +61,8 @@ func (p *PanicError) Error() string { return fmt.Sprintf("panic: %v", p.Value) }
 // Serve.
 func New(g Engine) *Exchange {
 	e := &Exchange{engine: g, readLeft: -1, declared: -1}
-	e.dog.base, e.dog.fire = time.Now(), e.overdue
+	e.dog.base, e.dog.owner = time.Now(), e
+	e.ends = e.few[:0]
 	return e
 }
 

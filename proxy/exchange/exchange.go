@@ -77,6 +77,7 @@ type Exchange struct {
 	declared  int64 // content-length of the reply; -1 when it has none
 	src       Source
 	ends      []func(*Exchange)
+	few       [2]func(*Exchange) // of ends, when there are no more
 	poison    poison
 
 	// Owned by the reader.

@@ -87,7 +87,9 @@ func (g *httpEngine) request(e *Exchange) {
 		e.Target = r.URL.RequestURI()
 	}
 	e.Path, e.Query = SplitTarget(e.Method, e.Target)
-	e.Header = fieldsOf(r.Header, make(Fields, 0, len(r.Header)+4))
+	all := make(Fields, len(r.Header)+moreFields+replyFields) // one piece for both heads
+	rest := len(r.Header) + moreFields
+	e.Header, e.Reply = fieldsOf(r.Header, all[:0:rest]), all[rest:rest]
 	if len(r.Trailer) > 0 { // net/http takes the announcement out of the header
 		names := make([]string, 0, len(r.Trailer))
 		for name := range r.Trailer {
@@ -97,6 +99,12 @@ func (g *httpEngine) request(e *Exchange) {
 		e.Header.Add("Trailer", strings.Join(names, ", "))
 	}
 }
+
+// Room for what layers add to the head of a request, and for a usual reply.
+const (
+	moreFields  = 4
+	replyFields = 12
+)
 
 // fieldsOf appends h to f, sorted by name.
 func fieldsOf(h http.Header, f Fields) Fields {

@@ -21,7 +21,7 @@ const (
 // at every event, costs several times as much.
 type watchdog struct {
 	base  time.Time
-	fire  func(kind int) // by a goroutine of its own
+	owner interface{ overdue(kind int) } // called by a goroutine of its own
 	waits [waitKinds]wait
 	next  atomic.Int64 // when the timer looks, in ns from base; 0 when it does not
 
@@ -94,16 +94,16 @@ func (w *watchdog) armLocked(now, due int64) {
 
 // look is what the timer does.
 func (w *watchdog) look() {
-	for over, kind := w.overdue(), 0; over != 0; over, kind = over>>1, kind+1 {
+	for over, kind := w.collect(), 0; over != 0; over, kind = over>>1, kind+1 {
 		if over&1 != 0 {
-			w.fire(kind)
+			w.owner.overdue(kind)
 		}
 	}
 }
 
-// overdue ends the waits that lasted too long, returns them with a bit for each
+// collect ends the waits that lasted too long, returns them with a bit for each
 // kind, and sets the timer for the others.
-func (w *watchdog) overdue() (kinds uint) {
+func (w *watchdog) collect() (kinds uint) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stopped {
@@ -130,7 +130,10 @@ func (w *watchdog) overdue() (kinds uint) {
 
 // Watch bounds waits of one kind, most of which end at once. Any goroutine may
 // use it; one at a time waits. A nil Watch watches nothing.
-type Watch struct{ dog watchdog }
+type Watch struct {
+	dog  watchdog
+	fire func()
+}
 
 // NewWatch returns a Watch that calls fire, by a goroutine of its own and at most
 // once, when a wait has lasted for limit. It is nil when limit is not positive.
@@ -138,13 +141,15 @@ func NewWatch(limit time.Duration, fire func()) *Watch {
 	if limit <= 0 {
 		return nil
 	}
-	w := &Watch{watchdog{base: time.Now()}}
-	w.dog.fire = func(int) {
-		w.Stop()
-		fire()
-	}
+	w := &Watch{fire: fire}
+	w.dog.base, w.dog.owner = time.Now(), w
 	w.dog.waits[0].limit.Store(int64(limit))
 	return w
+}
+
+func (w *Watch) overdue(int) {
+	w.Stop()
+	w.fire()
 }
 
 // Begin starts a wait, or starts the one under way anew.
