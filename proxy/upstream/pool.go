@@ -85,6 +85,7 @@ func (p *Pool) sendTo(ep *endpoint, r *Response, req *Request) (verdict, error) 
 }
 
 func (p *Pool) setback(r *Response, req *Request, err error) setback {
+	r.body.retire()
 	replayable, read := r.body.replayable()
 	return setback{
 		err: err, method: req.Method, replayable: replayable, short: read <= p.retry.Replay,

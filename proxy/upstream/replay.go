@@ -30,7 +30,7 @@ type body struct {
 	reading  bool      // a goroutine is inside src.Read or trailer, without mu
 	closed   bool      // no Read of src begins any more
 	told     bool      // interrupt was called
-	current  *view     // the only one that may read
+	current  *view     // the only one that may read; nil between attempts
 	read     int64     // bytes taken from src
 	kept     kept      // the first bytes of src: all of read, unless final or beyond
 	final    bool      // the reply has begun: nothing is replayed any more
@@ -66,6 +66,18 @@ func (b *body) begin(v *view) {
 	defer b.mu.Unlock()
 	v.body, b.current = b, v
 	b.idle.Broadcast()
+}
+
+// retire has the view of an attempt that failed take nothing any more: its engine
+// may be about to read on, and what it took beyond the limit would be missing in
+// the next attempt.
+func (b *body) retire() {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.current = nil
 }
 
 // replayable reports whether another view will get all of the body, and how much

@@ -124,6 +124,29 @@ func TestWhatALateReadBringsIsForTheNextAttempt(t *testing.T) {
 	}
 }
 
+// An engine that has failed may have a goroutine that is about to read on. What it
+// took then, beyond the limit, would be missing in the next attempt.
+func TestNothingIsTakenOnceTheBodyIsToBeReplayed(t *testing.T) {
+	for _, length := range []int64{-1, 6} {
+		b := bodyOf("abcdef", length)
+		b.limit = 2
+		first := viewOf(b)
+		if n, err := io.ReadFull(first, make([]byte, 2)); n != 2 || err != nil {
+			t.Fatalf("first view: %d, %v", n, err)
+		}
+		b.retire()
+		if !replayable(b) {
+			t.Fatal("not replayable after as much as the limit")
+		}
+		if n, err := first.Read(make([]byte, 10)); n != 0 || !errors.Is(err, errBodyGone) {
+			t.Errorf("late Read of the first view: %d, %v; want errBodyGone", n, err)
+		}
+		if got, err := io.ReadAll(viewOf(b)); string(got) != "abcdef" || err != nil {
+			t.Errorf("second view %q, %v; want abcdef", got, err)
+		}
+	}
+}
+
 func TestReadBeyondTheLimitDecidesBeforeItEnds(t *testing.T) {
 	r, w := io.Pipe()
 	b := newBody(&Request{Method: "POST", Length: -1, Body: r}, 0)
