@@ -1,0 +1,544 @@
+package upstream_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"edge/config"
+	"edge/internal/memnet"
+	"edge/proxy/exchange"
+	"edge/proxy/upstream"
+)
+
+// The table of lying servers. Each lie is what a server says, byte for byte, with
+// the rule that it breaks or bends, and what has to become of the request. It is
+// told in a bubble of virtual time over a network in memory, so that a goroutine
+// which stays behind fails the test (synctest) and patience costs nothing.
+//
+// Whatever the lie was, the next request to that server must get its own reply,
+// and the client must have closed every connection in the end.
+
+const (
+	lieFirstByte = 3 * time.Second  // Request.FirstByte of every lie
+	liePatience  = 20 * time.Second // no lie keeps a client for longer
+	lieSettle    = 100 * time.Millisecond
+	lieEndless   = 8 << 20 // more than any client may take of what has no end
+	lieBody      = 1 << 20 // bytes of a reply that a test reads
+)
+
+// lie is one row of the table.
+type lie struct {
+	name, rfc string
+	want      outcome
+	script    []step // told when the request is in
+
+	method   string
+	field    exchange.Fields
+	upload   func() (io.Reader, int64, func()) // body, length, interrupt
+	greeting []step                            // told before the request is read
+	early    bool                              // script begins at the head of the request
+	hasty    bool                              // the next request follows at once
+	upgrade  bool
+	forever  bool // the server lies again when it is asked again
+	mute     bool // HTTP/2: SETTINGS and PING are not acknowledged
+}
+
+// tell is a lie in answer to a GET.
+func tell(name, rfc string, want outcome, script ...step) lie {
+	return lie{name: name, rfc: rfc, want: want, script: script, method: "GET"}
+}
+
+func (l lie) expect(o outcome) lie         { l.want = o; return l }
+func (l lie) ended() lie                   { l.script = append(l.script, fin); return l }
+func (l lie) to(method string) lie         { l.method = method; return l }
+func (l lie) greeted(greeting ...step) lie { l.greeting = greeting; return l }
+func (l lie) atOnce() lie                  { l.early = true; return l }
+func (l lie) hurried() lie                 { l.hasty = true; return l }
+func (l lie) upgrading() lie               { l.upgrade = true; return l }
+func (l lie) again() lie                   { l.forever = true; return l }
+func (l lie) unacknowledged() lie          { l.mute = true; return l }
+
+// posting has the request be a POST with a short body.
+func (l lie) posting() lie {
+	l.method = "POST"
+	l.upload = func() (io.Reader, int64, func()) { return strings.NewReader("prompt"), 6, nil }
+	return l
+}
+
+// uploading has the request be a POST whose body never ends.
+func (l lie) uploading() lie {
+	l.method, l.early = "POST", true
+	l.upload = func() (io.Reader, int64, func()) { return endlessBody{}, -1, nil }
+	return l
+}
+
+// stalling has the request be a POST whose body never comes.
+func (l lie) stalling() lie {
+	l.method, l.early = "POST", true
+	l.upload = func() (io.Reader, int64, func()) {
+		r, w := io.Pipe()
+		return r, 1 << 20, func() { _ = w.CloseWithError(errors.New("interrupted")) }
+	}
+	return l
+}
+
+// endlessBody takes a while for each piece, or virtual time would stand still.
+type endlessBody struct{}
+
+func (endlessBody) Read(p []byte) (int, error) {
+	time.Sleep(time.Millisecond)
+	clear(p)
+	return len(p), nil
+}
+
+// step is one thing that a server does. An error ends the script.
+type step func(*turn) error
+
+// turn is one request on one connection of a lying server.
+type turn struct {
+	server *liar
+	conn   net.Conn
+	in     *bufio.Reader
+	body   io.Reader // the rest of the request; nil when it is read
+	write  func(string) error
+}
+
+// say writes raw bytes, in one piece.
+func say(s string) step { return func(t *turn) error { return t.write(s) } }
+
+// drip writes raw bytes one by one.
+func drip(s string, every time.Duration) step {
+	return func(t *turn) error {
+		for i := range len(s) {
+			time.Sleep(every)
+			if err := t.write(s[i : i+1]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// endless writes s again and again for as long as somebody reads.
+func endless(s string) step {
+	piece := strings.Repeat(s, max(1, 4096/len(s)))
+	return func(t *turn) error {
+		for n := 0; n < lieEndless; n += len(piece) {
+			if err := t.write(piece); err != nil {
+				return err
+			}
+		}
+		t.server.swallowed.Store(true)
+		return errors.New("nobody objected")
+	}
+}
+
+// pause waits.
+func pause(d time.Duration) step {
+	return func(*turn) error { time.Sleep(d); return nil }
+}
+
+// fin tells the client that nothing more comes, and reads on.
+func fin(t *turn) error {
+	c, ok := t.conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return c.CloseWrite()
+}
+
+// rst ends the connection as a server that crashes does.
+func rst(t *turn) error {
+	switch c := t.conn.(type) {
+	case *memnet.Conn:
+		c.Reset()
+	case *net.TCPConn:
+		_ = c.SetLinger(0)
+		_ = c.Close()
+	}
+	return net.ErrClosed
+}
+
+// readBody takes what is left of the request.
+func readBody(t *turn) error {
+	if t.body == nil {
+		return nil
+	}
+	_, err := io.Copy(io.Discard, t.body)
+	return err
+}
+
+// fate is what became of a request.
+type fate string
+
+const (
+	replied   fate = "reply"     // complete
+	refused   fate = "refused"   // Do: LostError around ErrInvalidResponse
+	lost      fate = "lost"      // Do: LostError without it
+	late      fate = "late"      // Do: ErrFirstByteTimeout
+	cut       fate = "cut"       // Read: LostError without ErrInvalidResponse
+	corrupt   fate = "corrupt"   // Read: LostError around ErrInvalidResponse
+	elsewhere fate = "elsewhere" // sent again, and answered
+	tunnelled fate = "tunnel"
+	hung      fate = "hung" // never right
+)
+
+// reuse says whether a connection may carry the next request.
+type reuse int
+
+const (
+	either reuse = iota // the RFC leaves it open
+	kept
+	closed
+)
+
+// outcome is what has to become of a request, or what became of it.
+type outcome struct {
+	fate    fate
+	status  int
+	body    string // complete; for cut and corrupt what may have been seen before
+	trailer string // "name: value" lines
+	header  string // a field of the reply that must be there
+	length  int64  // declared; 0 is not looked at
+	interim []int
+	reason  string // part of the error's text
+	reuse   reuse
+	seen    int32     // requests that the lying server read
+	stop    string    // HTTP/2: what the client sent to end the stream or the connection; "" is not looked at
+	or      []outcome // others that are right as well
+}
+
+func reply(status int, body string) outcome {
+	return outcome{fate: replied, status: status, body: body, reuse: kept, seen: 1}
+}
+
+func fails(f fate, reason string) outcome {
+	return outcome{fate: f, reason: reason, reuse: closed, seen: 1}
+}
+
+func refuses(reason string) outcome { return fails(refused, reason) }
+
+// cuts is a reply of 200 that breaks off after body at the latest.
+func cuts(body string) outcome {
+	return outcome{fate: cut, status: 200, body: body, reuse: closed, seen: 1}
+}
+
+// corrupts is one whose body is not in the protocol.
+func corrupts(body, reason string) outcome {
+	return outcome{fate: corrupt, status: 200, body: body, reason: reason, reuse: closed, seen: 1}
+}
+
+func (o outcome) elsewhere() outcome          { return outcome{fate: elsewhere, seen: 1} }
+func (o outcome) coded(status int) outcome    { o.status = status; return o }
+func (o outcome) once() outcome               { o.reuse = closed; return o }
+func (o outcome) onward() outcome             { o.reuse = kept; return o }
+func (o outcome) maybe() outcome              { o.reuse = either; return o }
+func (o outcome) trailing(s string) outcome   { o.trailer = s; return o }
+func (o outcome) with(field string) outcome   { o.header = field; return o }
+func (o outcome) declared(n int64) outcome    { o.length = n; return o }
+func (o outcome) after(codes ...int) outcome  { o.interim = codes; return o }
+func (o outcome) times(n int32) outcome       { o.seen = n; return o }
+func (o outcome) stopped(how string) outcome  { o.stop = how; return o }
+func (o outcome) orElse(also outcome) outcome { o.or = append(o.or, also); return o }
+
+// matches returns what is wrong with got, or "".
+func (o outcome) matches(got outcome) string {
+	wrong := o.differs(got)
+	for _, also := range o.or {
+		if wrong != "" && also.differs(got) == "" {
+			return ""
+		}
+	}
+	return wrong
+}
+
+func (o outcome) differs(got outcome) string {
+	broken := o.fate == cut || o.fate == corrupt
+	switch {
+	case got.fate != o.fate:
+		return fmt.Sprintf("fate %s (%s), want %s", got.fate, got.reason, o.fate)
+	case o.fate == replied && (got.status != o.status || got.body != o.body):
+		return fmt.Sprintf("reply %d %.200q, want %d %.200q", got.status, got.body, o.status, o.body)
+	case broken && (got.status != o.status || !strings.HasPrefix(o.body, got.body)):
+		return fmt.Sprintf("broken reply %d %.200q, want %d and no more than %.200q", got.status, got.body, o.status, o.body)
+	case got.trailer != o.trailer:
+		return fmt.Sprintf("trailer %q, want %q", got.trailer, o.trailer)
+	case o.header != "" && !strings.Contains(got.header, o.header+"\n"):
+		return fmt.Sprintf("header %q, want %q in it", got.header, o.header)
+	case o.length != 0 && got.length != o.length:
+		return fmt.Sprintf("declared length %d, want %d", got.length, o.length)
+	case !slices.Equal(got.interim, o.interim):
+		return fmt.Sprintf("interim %v, want %v", got.interim, o.interim)
+	case !strings.Contains(got.reason, o.reason):
+		return fmt.Sprintf("reason %q, want %q in it", got.reason, o.reason)
+	case got.seen != o.seen:
+		return fmt.Sprintf("the server read %d requests, want %d", got.seen, o.seen)
+	case o.reuse != either && got.reuse != o.reuse:
+		return fmt.Sprintf("the next request reused the connection: %v, want %v", got.reuse == kept, o.reuse == kept)
+	case o.stop != "" && got.stop != o.stop:
+		return fmt.Sprintf("the client ended it with %q, want %q", got.stop, o.stop)
+	}
+	return ""
+}
+
+// speaker serves one connection.
+type speaker func(s *liar, c net.Conn, first bool)
+
+// liar is a server; lie nil makes it an honest one.
+type liar struct {
+	url   string
+	lie   *lie
+	speak speaker
+
+	conns, open, seen atomic.Int32
+	swallowed         atomic.Bool // something endless was read to its end
+	running           sync.WaitGroup
+
+	mu   sync.Mutex
+	all  []net.Conn
+	stop string // see outcome
+}
+
+func listen(t *testing.T, n *memnet.Network, speak speaker, l *lie) *liar {
+	t.Helper()
+	ln, err := n.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &liar{url: "http://" + ln.Addr().String(), lie: l, speak: speak}
+	s.running.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			first := s.conns.Add(1) == 1
+			s.open.Add(1)
+			s.mu.Lock()
+			s.all = append(s.all, c)
+			s.mu.Unlock()
+			s.running.Go(func() {
+				s.speak(s, c, first)
+				s.open.Add(-1)
+				_ = c.Close()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = ln.Close()
+		s.mu.Lock()
+		for _, c := range s.all {
+			_ = c.Close()
+		}
+		s.mu.Unlock()
+		s.running.Wait()
+	})
+	return s
+}
+
+// lies reports whether the n-th request for the lie is to be lied to.
+func (s *liar) lies(n int32) bool { return s.lie != nil && (n == 1 || s.lie.forever) }
+
+func (s *liar) ended(how string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stop == "" {
+		s.stop = how
+	}
+}
+
+// run plays a script.
+func (t *turn) run(script []step) error {
+	for _, do := range script {
+		if err := do(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check tells l to a pool of a liar and an honest server.
+func check(t *testing.T, l *lie, speak speaker, tune func(*config.Pool)) {
+	t.Helper()
+	var network memnet.Network
+	s, honest := listen(t, &network, speak, l), listen(t, &network, speak, nil)
+	c := &config.Pool{
+		Name: "p", Connect: time.Second, Retry: config.Retry{Attempts: 3, Replay: 1 << 20},
+		Endpoints: []config.Endpoint{{URL: s.url, Weight: 1}, {URL: honest.url, Weight: 1}},
+	}
+	if tune != nil {
+		tune(c)
+	}
+	r := upstream.NewRegistry(upstream.Options{Dial: network.Dial, Logger: slog.New(slog.DiscardHandler)})
+	set, err := r.Prepare(map[string]*config.Pool{"p": c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set.Commit()
+	pool := set.Pool("p")
+
+	start := time.Now()
+	got := ask(pool, l)
+	if took := time.Since(start); took > liePatience {
+		t.Errorf("took %v, want at most %v", took, liePatience)
+	}
+	if !l.hasty {
+		time.Sleep(lieSettle)
+	}
+	got.seen = s.seen.Load()
+	before := s.conns.Load()
+	askNext(t, pool, s.url)
+	got.reuse = closed
+	if s.conns.Load() == before {
+		got.reuse = kept
+	}
+	set.Close()
+	r.Close()
+	time.Sleep(liePatience) // some servers take their time
+	if n := s.open.Load() + honest.open.Load(); n != 0 {
+		t.Errorf("%d connections are open after the end, want 0", n)
+	}
+	if s.swallowed.Load() {
+		t.Errorf("%d bytes without an end were read", lieEndless)
+	}
+	s.mu.Lock()
+	got.stop = s.stop
+	s.mu.Unlock()
+	if wrong := l.want.matches(got); wrong != "" {
+		t.Errorf("RFC %s: %s", l.rfc, wrong)
+	}
+}
+
+// ask sends the request that l answers.
+func ask(pool *upstream.Pool, l *lie) (got outcome) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*liePatience)
+	defer cancel()
+	req := &upstream.Request{
+		Method: l.method, Target: "/case", Host: "api.example.com", Header: l.field,
+		FirstByte: lieFirstByte, Upgrade: l.upgrade,
+		Interim: func(status int, _ exchange.Fields) { got.interim = append(got.interim, status) },
+	}
+	if l.upload != nil {
+		req.Body, req.Length, req.Interrupt = l.upload()
+	}
+	resp, err := pool.Do(ctx, req)
+	if err != nil {
+		got.fate, got.reason = blame(err, refused, lost), err.Error()
+		return got
+	}
+	defer resp.Close()
+	got.status, got.length = resp.Status, resp.Length
+	got.header = lines(resp.Header)
+	if tunnel := resp.Tunnel(); tunnel != nil {
+		return talk(tunnel, got)
+	}
+	body, err := io.ReadAll(io.LimitReader(resp, lieBody))
+	got.body = string(body)
+	switch {
+	case err != nil:
+		got.fate, got.reason = blame(err, corrupt, cut), err.Error()
+	case len(body) == lieBody:
+		got.fate, got.reason = hung, "the reply has no end"
+	case got.body == "again":
+		got.fate, got.trailer = elsewhere, lines(resp.Trailer())
+	default:
+		got.fate, got.trailer = replied, lines(resp.Trailer())
+	}
+	return got
+}
+
+// talk has a lying server echo a line.
+func talk(tunnel io.ReadWriter, got outcome) outcome {
+	got.fate = tunnelled
+	if _, err := io.WriteString(tunnel, "ping\n"); err != nil {
+		got.reason = err.Error()
+		return got
+	}
+	buf := make([]byte, 64)
+	for !strings.Contains(got.body, "ping\n") {
+		n, err := tunnel.Read(buf)
+		got.body += string(buf[:n])
+		if err != nil {
+			got.reason = err.Error()
+			return got
+		}
+	}
+	return got
+}
+
+// blame sorts an error of Do or Read.
+func blame(err error, invalid, gone fate) fate {
+	_, isLost := errors.AsType[*upstream.LostError](err)
+	switch {
+	case isLost && errors.Is(err, upstream.ErrInvalidResponse):
+		return invalid
+	case isLost:
+		return gone
+	case errors.Is(err, upstream.ErrFirstByteTimeout):
+		return late
+	}
+	return hung
+}
+
+func lines(f exchange.Fields) string {
+	var b strings.Builder
+	for _, x := range f {
+		fmt.Fprintf(&b, "%s: %s\n", strings.ToLower(x.Name), x.Value)
+	}
+	return b.String()
+}
+
+// askNext sends requests until one has reached the server at url.
+func askNext(t *testing.T, pool *upstream.Pool, url string) {
+	t.Helper()
+	for range 4 {
+		ctx, cancel := context.WithTimeout(context.Background(), liePatience)
+		defer cancel()
+		resp, err := pool.Do(ctx, &upstream.Request{
+			Method: "POST", Target: "/next", Host: "api.example.com", FirstByte: lieFirstByte,
+			Body: strings.NewReader("more"), Length: 4,
+		})
+		if err != nil {
+			t.Errorf("the next request: %v", err)
+			return
+		}
+		body, err := io.ReadAll(resp)
+		resp.Close()
+		if err != nil || resp.Status != 200 || string(body) != "next" {
+			t.Errorf("the next request got %d %q, %v; want its own reply", resp.Status, body, err)
+			return
+		}
+		if resp.Endpoint == url {
+			return
+		}
+	}
+	t.Error("no request reached the liar again")
+}
+
+// tellAll tells every lie of a table in a bubble of its own.
+func tellAll(t *testing.T, table []lie, speak speaker, tune func(*config.Pool)) {
+	t.Helper()
+	names := map[string]bool{}
+	for _, l := range table {
+		if names[l.name] || l.rfc == "" {
+			t.Errorf("%s: told twice, or against no rule", l.name)
+		}
+		names[l.name] = true
+		t.Run(l.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { check(t, &l, speak, tune) })
+		})
+	}
+}
