@@ -256,16 +256,30 @@ const (
 	LeastRequests Balance = "least_requests"
 )
 
+// PoolProtocol is what edge speaks to the endpoints of a pool, whatever its
+// clients speak.
+type PoolProtocol string
+
+// The protocols of pools. Load fills in PoolH1; who makes a Pool by hand may
+// leave it out, so code asks for the other two.
+const (
+	PoolH1  PoolProtocol = "h1"  // HTTP/1.1
+	PoolH2  PoolProtocol = "h2"  // HTTP/2 by ALPN; every endpoint is https
+	PoolH2C PoolProtocol = "h2c" // HTTP/2 with prior knowledge (RFC 9113 section 3.3); every endpoint is http
+)
+
 // Pool is a set of model servers that are interchangeable for a route.
 type Pool struct {
-	Name      string // "routes[2]" for a pool written inline in a route
-	Endpoints []Endpoint
-	Balance   Balance
-	Health    *Health // nil means no active checks: every endpoint is believed up
-	Retry     Retry
-	CA        string // PEM file for https endpoints; "" means the system roots
-	Connect   time.Duration
-	Pos       Pos
+	Name       string // "routes[2]" for a pool written inline in a route
+	Endpoints  []Endpoint
+	Protocol   PoolProtocol
+	Balance    Balance
+	Health     *Health // nil means no active checks: every endpoint is believed up
+	Retry      Retry
+	CA         string // PEM file for https endpoints; "" means the system roots
+	ServerName string // sent to https endpoints and looked for in their certificates, in lower case; "" means the host of each endpoint's URL
+	Connect    time.Duration
+	Pos        Pos
 }
 
 // Endpoint is one address of a pool.

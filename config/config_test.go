@@ -60,7 +60,7 @@ func complete(t *testing.T, cfg *Config) {
 		law(c.File != nil || len(c.Issuers) > 0 && len(c.KeyTypes) > 0, "certificate %+v", c)
 	}
 	for name, p := range cfg.Pools {
-		law(p.Name == name && len(p.Endpoints) > 0 && p.Balance != "" && p.Retry.Attempts > 0 && p.Connect > 0, "pool %+v", p)
+		law(p.Name == name && len(p.Endpoints) > 0 && p.Balance != "" && p.Protocol != "" && p.Retry.Attempts > 0 && p.Connect > 0, "pool %+v", p)
 		for _, e := range p.Endpoints {
 			law(e.Weight > 0 && strings.Contains(e.URL, "://"), "endpoint %+v", e)
 		}
@@ -114,7 +114,7 @@ func TestShortestFileMeansTheDefaults(t *testing.T) {
 	equal(t, "pools", cfg.Pools["routes[0]"], &Pool{
 		Name:      "routes[0]",
 		Endpoints: []Endpoint{{"http://10.0.0.11:8000", 1}, {"http://10.0.0.12:80", 1}},
-		Balance:   RoundRobin, Retry: Retry{2, 1 << 20}, Connect: 5 * time.Second, Pos: Pos{5, 5},
+		Protocol:  PoolH1, Balance: RoundRobin, Retry: Retry{2, 1 << 20}, Connect: 5 * time.Second, Pos: Pos{5, 5},
 	})
 	equal(t, "route", cfg.Routes[0], &Route{
 		Name: "routes[0]", Hosts: []string{"llm.example.com"}, Path: "/", Listeners: []string{"https"}, Pool: "routes[0]",
@@ -163,9 +163,11 @@ func TestEveryKeyArrives(t *testing.T) {
 	gpus.Pos = Pos{}
 	equal(t, "gpus", gpus, Pool{
 		Name: "gpus", Endpoints: []Endpoint{{"http://10.0.0.11:8000", 1}, {"https://gpu.internal:443", 2}, {"http://[2001:db8::7]:80", 1}},
-		Balance: LeastRequests, Health: &Health{"/health?full=1", 10 * time.Second, 5 * time.Second, 1, 2},
-		Retry: Retry{3, 0}, CA: "testdata/good/gpus.pem", Connect: 2 * time.Second,
+		Protocol: PoolH1, Balance: LeastRequests, Health: &Health{"/health?full=1", 10 * time.Second, 5 * time.Second, 1, 2},
+		Retry: Retry{3, 0}, CA: "testdata/good/gpus.pem", ServerName: "gpu.example.com", Connect: 2 * time.Second,
 	})
+	equal(t, "protocols", [2]PoolProtocol{cfg.Pools["rpc"].Protocol, cfg.Pools["far"].Protocol}, [2]PoolProtocol{PoolH2C, PoolH2})
+	equal(t, "address for a name", cfg.Pools["far"].ServerName, "2001:db8::7")
 	equal(t, "quick health", cfg.Pools["cpu"].Health.Timeout, time.Second)
 	chat := *cfg.Routes[0]
 	chat.Pos = Pos{}

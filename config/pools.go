@@ -1,6 +1,8 @@
 package config
 
 import (
+	"fmt"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v4"
@@ -11,11 +13,12 @@ const healthTimeout = 5 * time.Second
 
 func (b *builder) newPool(name string, pos Pos) *Pool {
 	return &Pool{
-		Name:    name,
-		Balance: RoundRobin,
-		Retry:   Retry{Attempts: 2, Replay: mib},
-		Connect: b.connect,
-		Pos:     pos,
+		Name:     name,
+		Protocol: PoolH1,
+		Balance:  RoundRobin,
+		Retry:    Retry{Attempts: 2, Replay: mib},
+		Connect:  b.connect,
+		Pos:      pos,
 	}
 }
 
@@ -25,13 +28,42 @@ func (b *builder) pools(v value) {
 		b.cfg.Pools[name] = p
 		present := v.object(fields{
 			"endpoints": p.endpoints,
+			"protocol":  as(&p.Protocol, poolProtocol),
 			"balance":   p.balance,
 			"health":    p.health,
 			"retry":     p.retry,
 			"tls":       b.poolTLS(p),
-		}, "engine", "protocol", "concurrency", "ejection", "slow_start", "on_client_abort", "host", "auth")
+		}, "engine", "concurrency", "ejection", "slow_start", "on_client_abort", "host", "auth")
 		v.need(present, "endpoints")
+		b.checkSchemes(p, v.path)
 	})
+}
+
+// poolProtocol takes a protocol; gRPC is none, but it says which one is meant.
+func poolProtocol(text string) (PoolProtocol, *refusal) {
+	if strings.HasPrefix(strings.ToLower(text), "grpc") {
+		return "", grpcIsNoProtocol(text)
+	}
+	return choice([]PoolProtocol{PoolH1, PoolH2, PoolH2C})(text)
+}
+
+// checkSchemes demands that the schemes of the endpoints fit what else the pool
+// says. One message does for all of them: the remedy is the same.
+func (b *builder) checkSchemes(p *Pool, path string) {
+	unfit, tls := -1, false
+	for i, e := range p.Endpoints {
+		scheme, _, _ := strings.Cut(e.URL, ":")
+		tls = tls || scheme != "http" // or it is refused already
+		if unfit < 0 && (p.Protocol == PoolH2 && scheme == "http" || p.Protocol == PoolH2C && scheme == "https") {
+			unfit = i
+		}
+	}
+	if unfit >= 0 {
+		b.refuse(fmt.Sprintf("%s.endpoints[%d]", path, unfit), wrongScheme(p.Protocol))
+	}
+	if p.ServerName != "" && !tls && len(p.Endpoints) > 0 {
+		b.refuse(path+".tls.server_name", nameWithoutTLS())
+	}
 }
 
 func (p *Pool) endpoints(v value) {
@@ -88,11 +120,14 @@ func (p *Pool) retry(v value) {
 
 func (b *builder) poolTLS(p *Pool) take {
 	return func(v value) {
-		v.object(fields{"ca": as(&p.CA, func(text string) (string, *refusal) {
-			if text == "system" {
-				return "", nil
-			}
-			return b.path(text)
-		})})
+		v.object(fields{
+			"ca": as(&p.CA, func(text string) (string, *refusal) {
+				if text == "system" {
+					return "", nil
+				}
+				return b.path(text)
+			}),
+			"server_name": as(&p.ServerName, serverName),
+		})
 	}
 }

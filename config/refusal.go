@@ -393,6 +393,25 @@ func noBackend() *refusal {
 	return &refusal{"the route leads nowhere", "add pool: NAME or endpoints: [URL]"}
 }
 
+func grpcIsNoProtocol(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is not a protocol of connections", value), "did you mean h2c? gRPC runs over h2c to http endpoints, over h2 to https ones"}
+}
+
+func wrongScheme(p PoolProtocol) *refusal {
+	if p == PoolH2C {
+		return &refusal{"protocol h2c is cleartext, and this endpoint is https", "write http://… or protocol: h2"}
+	}
+	return &refusal{"protocol h2 needs TLS, and this endpoint is http", "write https://… or protocol: h2c"}
+}
+
+func badServerName(value string) *refusal {
+	return &refusal{fmt.Sprintf("%q is neither a host name nor an IP address", value), "like gpu.example.com or 10.0.0.12, as the certificate of the endpoint has it: no scheme, port or wildcard, in ASCII"}
+}
+
+func nameWithoutTLS() *refusal {
+	return &refusal{"no endpoint of this pool shows a certificate", "server_name is for https endpoints; remove it"}
+}
+
 func shadowed(earlier string) *refusal {
 	return &refusal{fmt.Sprintf("no request gets here: route %q matches the same host and path before it", earlier), ""}
 }

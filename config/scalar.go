@@ -357,6 +357,19 @@ func endpoint(text string) (string, *refusal) {
 	return u.Scheme + "://" + net.JoinHostPort(strings.ToLower(u.Hostname()), port), nil
 }
 
+// serverName is the name or the IP address that a certificate is for, in the
+// form that TLS sends: ASCII, without a final dot (RFC 6066 section 3).
+func serverName(text string) (string, *refusal) {
+	if ip, ok := hostname.ParseIP(text); ok {
+		return ip, nil
+	}
+	name, ok := hostname.FromHost(text)
+	if !ok || strings.ContainsAny(text, ":[") {
+		return "", badServerName(text)
+	}
+	return name, nil
+}
+
 // bare reports whether u has only a scheme and a host, perhaps a final slash.
 func bare(u *url.URL) bool {
 	return u.User == nil && u.Opaque == "" && (u.Path == "" || u.Path == "/") &&

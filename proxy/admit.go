@@ -138,6 +138,8 @@ func clean(e *exchange.Exchange) {
 			return !upgrade
 		case strings.EqualFold(f.Name, "te"):
 			return !grpc
+		case strings.EqualFold(f.Name, "expect"):
+			return !strings.EqualFold(f.Value, "100-continue") // forward asks the backend itself
 		case isHopByHop(f.Name), pretends(f.Name):
 			return true
 		}
@@ -170,7 +172,7 @@ func connectionNamed(fields exchange.Fields) []string {
 }
 
 // isHopByHop reports whether a field is about one connection, or is one that
-// the next connection gets from its own engine. Expect was met by the front.
+// the next connection gets from its own engine.
 func isHopByHop(name string) bool {
 	switch len(name) {
 	case len("te"):

@@ -23,18 +23,21 @@ import (
 // layers of a route end in.
 func forward(s *Server, r *route) exchange.Handler {
 	return func(e *exchange.Exchange) {
-		ctx, cancel := context.WithCancelCause(e.Context())
-		total := newWatch(r.config.Timeouts.Request, func() { cancel(errTotal) })
-		total.start()
-		up := &upload{e: e}
-		resp, err := r.pool.Do(ctx, outgoing(e, up, r.config.Timeouts))
+		t := r.config.Timeouts
+		f := &passage{upload: upload{e: e}}
+		f.total = exchange.NewWatch(t.Request, func() { f.canceler.Cancel(errTotal) })
+		f.total.Begin()
+		f.outgoing(t)
+		e.Bind(&f.canceler)
+		// The Canceler is what ends the request; a context would cost more than
+		// all else here.
+		resp, err := r.pool.Do(context.Background(), &f.request)
 		if err != nil {
-			reason := blame(ctx, err)
-			if errors.Is(up.err, os.ErrDeadlineExceeded) {
+			reason := f.blame(err)
+			if errors.Is(f.upload.err, os.ErrDeadlineExceeded) {
 				reason = RequestTimeout
 			}
-			total.stop()
-			cancel(nil)
+			f.total.Stop()
 			noteAttempts(e, err)
 			fail(e, reason, err)
 			return
@@ -46,25 +49,35 @@ func forward(s *Server, r *route) exchange.Handler {
 		e.Endpoint, e.Attempts = resp.Endpoint, resp.Attempts
 		answer(e, resp)
 		if resp.Status == http.StatusSwitchingProtocols {
-			total.stop() // a tunnel is no longer the request
-			s.tunnel(e, resp, r.config.Timeouts.StreamIdle)
+			f.total.Stop() // a tunnel is no longer the request
+			s.tunnel(e, resp, t.StreamIdle)
 			_ = resp.Close()
-			cancel(nil)
 			return
 		}
-		src := &reply{e: e, resp: resp, ctx: ctx, cancel: cancel, total: total, silence: r.config.Timeouts.StreamIdle}
-		src.idle = newWatch(firstSilence(r.config.Timeouts), func() { cancel(errStreamIdle) })
+		src := &f.reply
+		src.passage, src.resp, src.silence = f, resp, t.StreamIdle
+		src.idle = exchange.NewWatch(firstSilence(t), func() { f.canceler.Cancel(errStreamIdle) })
 		if !e.Detach(src) {
 			_ = exchange.Pump(e, src)
 		}
 	}
 }
 
-// outgoing is the request as the backend gets it: target and Host as they came,
+// passage is one request on its way to a backend and back, in one piece.
+type passage struct {
+	upload   upload
+	request  upstream.Request
+	canceler exchange.Canceler
+	total    *exchange.Watch
+	reply    reply
+}
+
+// outgoing makes the request as the backend gets it: target and Host as they came,
 // trailers only for gRPC, the only protocol that has a use for them; elsewhere
 // they are a way around the checks on fields.
-func outgoing(e *exchange.Exchange, up *upload, t config.Timeouts) *upstream.Request {
-	req := &upstream.Request{
+func (f *passage) outgoing(t config.Timeouts) {
+	e := f.upload.e
+	f.request = upstream.Request{
 		Method:    e.Method,
 		Target:    originForm(e),
 		Host:      e.Host,
@@ -73,15 +86,16 @@ func outgoing(e *exchange.Exchange, up *upload, t config.Timeouts) *upstream.Req
 		Interim:   interim(e),
 		Upgrade:   e.Header.Has("upgrade"), // admit leaves it for websocket only
 		FirstByte: t.FirstByte,
+		Canceler:  &f.canceler,
 	}
 	if e.Length != 0 {
-		req.Body = up
-		req.Interrupt = e.Interrupt
+		f.request.Body = &f.upload
+		f.request.Interrupt = e.Interrupt
+		f.request.Continue = e.Header.Has("expect") // admit leaves 100-continue only
 		if dialect.IsGRPC(e.Header.Get("content-type")) {
-			req.Trailer = func() exchange.Fields { return cleanTrailer(e.Trailer()) }
+			f.request.Trailer = func() exchange.Fields { return cleanTrailer(e.Trailer()) }
 		}
 	}
-	return req
 }
 
 // upload is the request body on its way to the backend. It keeps the error that
@@ -162,26 +176,24 @@ func endToEnd(f exchange.Fields) exchange.Fields {
 // reply is a backend's reply under way to the client. Its reads are bounded by
 // the silence that the route allows, and it says why it broke off.
 type reply struct {
-	e      *exchange.Exchange
-	resp   *upstream.Response
-	ctx    context.Context //nolint:containedctx // the life of this very reply, asked for its cause only
-	cancel context.CancelCauseFunc
-	total  *watch
-	idle   *watch
-
+	passage *passage
+	resp    *upstream.Response
+	idle    *exchange.Watch
 	silence time.Duration // that is allowed once the body has begun
+	begun   bool
 }
 
 // Read implements exchange.Source.
 func (s *reply) Read(p []byte) (int, error) {
-	s.idle.start()
+	s.idle.Begin()
 	n, err := s.resp.Read(p)
-	s.idle.stop()
-	if n > 0 {
-		s.idle.bound(s.silence)
+	s.idle.End()
+	if n > 0 && !s.begun {
+		s.begun = true
+		s.idle.SetLimit(s.silence)
 	}
-	if err != nil && err != io.EOF && s.e.Reason == "" { //nolint:errorlint // io.EOF is never wrapped by a Reader
-		s.e.Reason, s.e.Err = string(blame(s.ctx, err)), err
+	if e := s.passage.upload.e; err != nil && err != io.EOF && e.Reason == "" { //nolint:errorlint // io.EOF is never wrapped by a Reader
+		e.Reason, e.Err = string(s.passage.blame(err)), err
 	}
 	return n, err
 }
@@ -191,18 +203,16 @@ func (s *reply) Trailer() exchange.Fields { return endToEnd(s.resp.Trailer()) }
 
 // Close implements exchange.Source.
 func (s *reply) Close() error {
-	s.idle.stop()
-	s.total.stop()
-	err := s.resp.Close()
-	s.cancel(nil)
-	return err
+	s.idle.Stop()
+	s.passage.total.Stop()
+	return s.resp.Close()
 }
 
 // blame says whose fault err is: a wait that was too long, the client that left
 // or sent nonsense, or else the backend.
-func blame(ctx context.Context, err error) Reason {
-	if ctx.Err() != nil {
-		switch cause := context.Cause(ctx); {
+func (f *passage) blame(err error) Reason {
+	if cause := f.canceler.Cause(); cause != nil {
+		switch {
 		case errors.Is(cause, errTotal):
 			return TotalTimeout
 		case errors.Is(cause, errStreamIdle):

@@ -2,15 +2,14 @@ package proxy
 
 import (
 	"errors"
-	"sync/atomic"
 	"time"
 
 	"edge/config"
 	"edge/proxy/exchange"
 )
 
-// Why forward gives up a request that nobody else ended. They are causes of its
-// context.
+// Why forward gives up a request that nobody else ended. They are what its
+// Canceler is told.
 var (
 	errStreamIdle = errors.New("the reply was silent for too long")
 	errTotal      = errors.New("the request took longer than allowed")
@@ -78,42 +77,4 @@ func firstSilence(t config.Timeouts) time.Duration {
 		return forever
 	}
 	return max(t.FirstByte, t.StreamIdle)
-}
-
-// watch is a timer for one kind of silence: fire is called when neither stop
-// nor start came in time. A nil watch watches nothing. Any goroutine may use it.
-type watch struct {
-	timer *time.Timer
-	d     atomic.Int64
-}
-
-// newWatch returns a watch that is not running yet; d of 0 is off.
-func newWatch(d time.Duration, fire func()) *watch {
-	if d <= 0 {
-		return nil
-	}
-	w := &watch{timer: time.AfterFunc(d, fire)}
-	w.timer.Stop()
-	w.d.Store(int64(d))
-	return w
-}
-
-// start begins to wait, or begins anew.
-func (w *watch) start() {
-	if w != nil {
-		w.timer.Reset(time.Duration(w.d.Load()))
-	}
-}
-
-// bound sets the silence that is allowed from the next start on.
-func (w *watch) bound(d time.Duration) {
-	if w != nil {
-		w.d.Store(int64(d))
-	}
-}
-
-func (w *watch) stop() {
-	if w != nil {
-		w.timer.Stop()
-	}
 }

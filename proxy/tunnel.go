@@ -83,9 +83,9 @@ func (s *Server) tunnel(e *exchange.Exchange, resp *upstream.Response, idle time
 	if idle <= 0 {
 		idle = forever
 	}
-	silence := newWatch(idle, func() { _ = both.Close() })
-	silence.start()
-	defer silence.stop()
+	silence := exchange.NewWatch(idle, func() { _ = both.Close() })
+	silence.Begin()
+	defer silence.Stop()
 	var upload sync.WaitGroup
 	upload.Go(func() { transfer(backend, client, both, silence) })
 	transfer(client, backend, both, silence)
@@ -104,12 +104,12 @@ func (p *pair) Close() error {
 
 // transfer copies src to dst. At the end of src it half-closes dst if it can;
 // else, and on any error, it ends the tunnel.
-func transfer(dst io.Writer, src io.Reader, both io.Closer, silence *watch) {
+func transfer(dst io.Writer, src io.Reader, both io.Closer, silence *exchange.Watch) {
 	buf := make([]byte, tunnelBuffer)
 	for {
 		n, err := src.Read(buf)
 		if n > 0 {
-			silence.start()
+			silence.Begin()
 			if _, werr := dst.Write(buf[:n]); werr != nil {
 				err = werr
 			}
@@ -121,8 +121,8 @@ func transfer(dst io.Writer, src io.Reader, both io.Closer, silence *watch) {
 		if err != io.EOF || !ok || half.CloseWrite() != nil { //nolint:errorlint // io.EOF is never wrapped by a Reader
 			_ = both.Close()
 		}
-		silence.bound(tunnelLinger)
-		silence.start()
+		silence.SetLimit(tunnelLinger)
+		silence.Begin()
 		return
 	}
 }

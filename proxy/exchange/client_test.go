@@ -1,7 +1,10 @@
 package exchange
 
 import (
+	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"sync"
 	"testing"
 )
@@ -56,4 +59,52 @@ func TestCancelerNeverAbortsAfterDisarmReturned(t *testing.T) {
 			t.Fatalf("cause %v, aborted %d times, %d at the end", cause, seen, target.times)
 		}
 	}
+}
+
+func TestBindCancelsWhenTheClientLeavesAndWhenTheExchangeEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		act  func(*Exchange)
+		want error
+	}{
+		"aborted":          {(*Exchange).Abort, ErrAborted},
+		"ended":            {func(*Exchange) {}, ErrEnded},
+		"unbound":          {func(e *Exchange) { e.Bind(nil) }, nil},
+		"replaced":         {func(e *Exchange) { e.Bind(new(Canceler)) }, nil},
+		"asked in between": {func(e *Exchange) { <-e.Context().Done() }, ErrClientGone},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var bound Canceler
+			ctx, leave := context.WithCancel(t.Context())
+			r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/", nil)
+			h := ToHTTP(func(e *Exchange) {
+				e.Bind(&bound)
+				if errors.Is(c.want, ErrClientGone) {
+					leave()
+				}
+				c.act(e)
+			}, nil)
+			func() {
+				defer func() { _ = recover() }() // of an abort
+				h.ServeHTTP(httptest.NewRecorder(), r)
+			}()
+			leave()
+			if got := bound.Cause(); !errors.Is(got, c.want) {
+				t.Errorf("cause %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+func TestBindAfterTheClientLeftCancelsAtOnce(t *testing.T) {
+	ctx, leave := context.WithCancel(t.Context())
+	r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/", nil)
+	ToHTTP(func(e *Exchange) {
+		leave()
+		<-e.Done()
+		var bound Canceler
+		e.Bind(&bound)
+		if !errors.Is(bound.Cause(), ErrClientGone) {
+			t.Errorf("cause %v, want %v", bound.Cause(), ErrClientGone)
+		}
+	}, nil).ServeHTTP(httptest.NewRecorder(), r)
 }

@@ -37,14 +37,14 @@ type Engine interface {
 	// ErrNoTunnel with nothing sent.
 	Tunnel(reply Fields) (io.ReadWriteCloser, error)
 	// The deadlines are those of net.Conn, for Read, and for Write, Flush and
-	// Finish. They are set before such a call and cleared after it.
+	// Finish. One that has passed already makes calls under way fail.
 	SetReadDeadline(t time.Time) error
 	SetWriteDeadline(t time.Time) error
 	// Context has the values of the connection; when it is done matters not.
 	Context() context.Context
 	// OnLeave has f called, by another goroutine, when the client has left,
 	// unless stop came first. It is called once, and only when a layer asks for
-	// Done or Context.
+	// Done or Context, or binds a Canceler.
 	OnLeave(f func()) (stop func() bool)
 }
 
@@ -93,14 +93,14 @@ func (e *Exchange) end(clean bool) bool {
 	}
 	e.mu.Lock()
 	clean = e.state.Swap(ended) == live
-	if e.cancel != nil {
-		e.cancel(ErrEnded)
-	}
+	e.cancelLocked(ErrEnded)
 	if e.unlink != nil {
 		e.unlink()
 	}
 	t := e.tunnel
 	e.mu.Unlock()
+	e.reads.Load().Stop()
+	e.writes.Load().Stop()
 	if t != nil {
 		_ = t.Close()
 	}
@@ -141,11 +141,12 @@ func (e *Exchange) finish() {
 		e.fail(fmt.Errorf("%w: %d bytes of %d", ErrLength, e.Sent, e.declared))
 		return
 	}
-	if d := time.Duration(e.writeTimeout.Load()); d > 0 {
+	wait := e.writes.Load()
+	if d := wait.Limit(); d > 0 {
 		// It stays set: net/http sends the last bytes after the handler returned.
 		_ = e.engine.SetWriteDeadline(time.Now().Add(d))
 	}
-	if e.stopped() != nil {
+	if e.stopped() != nil { // after the deadline was set, which would undo that of Abort
 		return
 	}
 	trailer := e.ReplyTrailer
@@ -232,18 +233,19 @@ func (e *Exchange) send(p []byte, flush bool) (sent int, err error) {
 	if e.declared >= 0 && int64(len(p)) > e.declared-e.Sent {
 		return 0, ErrLength
 	}
-	timeout := time.Duration(e.writeTimeout.Load())
+	wait := e.writes.Load()
 	for len(p) > 0 || flush {
 		piece := p
-		if timeout > 0 {
+		if wait != nil {
 			piece = p[:min(len(p), maxPiece)]
-			_ = e.engine.SetWriteDeadline(time.Now().Add(timeout))
 		}
-		if err := e.stopped(); err != nil { // after the deadline was set, which would undo that of Abort
+		if err := e.stopped(); err != nil {
 			return sent, err
 		}
 		last := len(piece) == len(p)
+		wait.Begin()
 		n, err := e.sendPiece(piece, flush && last)
+		wait.End()
 		sent += n
 		if err != nil {
 			e.fail(fmt.Errorf("write to client: %w", err))
@@ -253,9 +255,6 @@ func (e *Exchange) send(p []byte, flush bool) (sent int, err error) {
 			break
 		}
 		p = p[n:]
-	}
-	if timeout > 0 {
-		_ = e.engine.SetWriteDeadline(time.Time{})
 	}
 	return sent, nil
 }

@@ -83,20 +83,25 @@ type Exchange struct {
 	readLeft int64 // what SetReadLimit leaves; below 0: no limit
 	readErr  error // sticky: what ended the body
 
-	received     atomic.Int64
-	bodyDone     atomic.Bool
-	interrupted  atomic.Bool
-	readTimeout  atomic.Int64
-	writeTimeout atomic.Int64
-	state        atomic.Int32 // changes under mu
+	received    atomic.Int64
+	bodyDone    atomic.Bool
+	interrupted atomic.Bool
+	reads       atomic.Pointer[Watch] // bounds the waits of Read; nil is no bound
+	writes      atomic.Pointer[Watch] // and those of Write, Flush and Interim
+	state       atomic.Int32          // changes under mu
 
 	mu     sync.Mutex
 	over   bool // the last OnEnd function returned
+	left   bool // the client has; known only when somebody asked
 	tunnel io.Closer
 	ctx    context.Context //nolint:containedctx // built on demand: most exchanges need none, and it costs eight allocations
 	cancel context.CancelCauseFunc
-	unlink func() bool // ends the engine's OnLeave
+	bound  *Canceler   // by Bind
+	unlink func() bool // ends the engine's OnLeave; nil when nobody asked
 }
+
+// past is a deadline that makes calls under way fail.
+var past = time.Unix(1, 0)
 
 const (
 	live = iota
@@ -168,21 +173,16 @@ func (e *Exchange) Read(p []byte) (int, error) {
 	if e.readLeft >= 0 && int64(len(p)) > e.readLeft+1 {
 		p = p[:e.readLeft+1] // one more tells a body that is too large from one that fits
 	}
-	d := time.Duration(e.readTimeout.Load())
-	if d > 0 {
-		_ = e.engine.SetReadDeadline(time.Now().Add(d))
-	}
-	// After the deadline was set, which would undo that of Abort or Interrupt.
 	if err := e.stopped(); err != nil {
 		return 0, err
 	}
 	if e.interrupted.Load() {
 		return 0, ErrInterrupted
 	}
+	wait := e.reads.Load()
+	wait.Begin()
 	n, err := e.engine.Read(p)
-	if d > 0 && err == nil {
-		_ = e.engine.SetReadDeadline(time.Time{})
-	}
+	wait.End()
 	if e.readLeft >= 0 {
 		if int64(n) > e.readLeft {
 			n, err = int(e.readLeft), ErrTooLarge
@@ -210,9 +210,23 @@ func (e *Exchange) Trailer() Fields {
 // fails with an error that is os.ErrDeadlineExceeded; 0 takes the bound away.
 func (e *Exchange) SetReadTimeout(d time.Duration) {
 	e.alive()
-	if old := e.readTimeout.Swap(int64(d)); old > 0 && d <= 0 {
-		_ = e.engine.SetReadDeadline(time.Time{})
+	e.setTimeout(&e.reads, d, Engine.SetReadDeadline)
+}
+
+// setTimeout has a wait that lasts for d run into a deadline. The deadlines of a
+// connection themselves are too dear to be set and cleared for every event.
+func (e *Exchange) setTimeout(w *atomic.Pointer[Watch], d time.Duration, set func(Engine, time.Time) error) {
+	if old := w.Load(); old != nil {
+		old.SetLimit(d)
+		return
 	}
+	w.Store(NewWatch(d, func() {
+		e.mu.Lock() // the engine must not be called after the end
+		defer e.mu.Unlock()
+		if !e.over {
+			_ = set(e.engine, past)
+		}
+	}))
 }
 
 // SetReadLimit bounds the body to n bytes, counted from here; a Read beyond
@@ -234,7 +248,7 @@ func (e *Exchange) Interrupt() {
 		return
 	}
 	e.interrupted.Store(true)
-	_ = e.engine.SetReadDeadline(time.Unix(1, 0))
+	_ = e.engine.SetReadDeadline(past)
 }
 
 // Write sends a part of the reply's body, and before the first part the head.
@@ -257,7 +271,7 @@ func (e *Exchange) Flush() error {
 // takes the bound away.
 func (e *Exchange) SetWriteTimeout(d time.Duration) {
 	e.alive()
-	e.writeTimeout.Store(int64(d))
+	e.setTimeout(&e.writes, d, Engine.SetWriteDeadline)
 }
 
 // Committed reports whether the head of the reply is fixed.
@@ -272,20 +286,13 @@ func (e *Exchange) Committed() bool {
 func (e *Exchange) Interim(status int, f Fields) {
 	e.alive()
 	informational := status == http.StatusContinue || status > http.StatusSwitchingProtocols && status < http.StatusOK
-	if !informational || e.committed || e.Conn.Protocol == "HTTP/1.0" {
+	if !informational || e.committed || e.Conn.Protocol == "HTTP/1.0" || e.stopped() != nil {
 		return
 	}
-	d := time.Duration(e.writeTimeout.Load())
-	if d > 0 {
-		_ = e.engine.SetWriteDeadline(time.Now().Add(d))
-	}
-	if e.stopped() != nil { // after the deadline was set, which would undo that of Abort
-		return
-	}
+	wait := e.writes.Load()
+	wait.Begin()
 	_ = e.engine.Interim(status, f) // a lost connection shows at the reply
-	if d > 0 {
-		_ = e.engine.SetWriteDeadline(time.Time{})
-	}
+	wait.End()
 }
 
 // OnEnd has f called when the exchange ends: once, after the last byte was
@@ -356,9 +363,7 @@ func (e *Exchange) Abort() {
 		return
 	}
 	e.state.Store(aborted)
-	if e.cancel != nil {
-		e.cancel(ErrAborted)
-	}
+	e.cancelLocked(ErrAborted)
 	e.engine.Abort() // under mu: the engine must not be called after the end
 	t := e.tunnel
 	e.mu.Unlock()
@@ -380,14 +385,65 @@ func (e *Exchange) Context() context.Context {
 	if e.ctx != nil {
 		return e.ctx
 	}
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(e.engine.Context()))
-	e.ctx, e.cancel = ctx, cancel
-	if err := e.stopped(); err != nil {
-		cancel(err)
+	e.ctx, e.cancel = context.WithCancelCause(context.WithoutCancel(e.engine.Context()))
+	if cause := e.causeLocked(); cause != nil {
+		e.cancel(cause)
 	} else {
-		e.unlink = e.engine.OnLeave(func() { cancel(ErrClientGone) })
+		e.linkLocked()
 	}
-	return ctx
+	return e.ctx
+}
+
+// Bind has c cancelled when the client leaves and when the exchange is aborted or
+// ends, with the causes of Context. It replaces what was bound before, costs
+// much less than a context, and nil unbinds.
+func (e *Exchange) Bind(c *Canceler) {
+	e.alive()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.bound = c
+	if c == nil {
+		return
+	}
+	if cause := e.causeLocked(); cause != nil {
+		c.Cancel(cause)
+	} else {
+		e.linkLocked()
+	}
+}
+
+// causeLocked returns why nobody waits for the exchange any more, or nil.
+func (e *Exchange) causeLocked() error {
+	if err := e.stopped(); err != nil {
+		return err
+	}
+	if e.left {
+		return ErrClientGone
+	}
+	return nil
+}
+
+// linkLocked asks the engine, once, to tell when the client leaves.
+func (e *Exchange) linkLocked() {
+	if e.unlink != nil {
+		return
+	}
+	e.unlink = e.engine.OnLeave(func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.left = true
+		e.cancelLocked(ErrClientGone)
+	})
+}
+
+// cancelLocked tells those who wait for the end why it is there.
+func (e *Exchange) cancelLocked(cause error) {
+	if e.cancel != nil {
+		e.cancel(cause)
+	}
+	if e.bound != nil {
+		e.bound.Cancel(cause)
+	}
 }
 
 // alive panics when the exchange has ended, under the build tag edgepoison.

@@ -27,13 +27,13 @@ func Pump(e *Exchange, src Source) error {
 			return err
 		}
 	}
-	buf := pumpBuffers.Get().(*[pumpSize]byte) //nolint:forcetypeassert // the pool holds nothing else
-	defer pumpBuffers.Put(buf)
+	buf := pumpSmall.Get().(*[]byte) //nolint:forcetypeassert // the pools hold nothing else
+	defer func() { release(buf) }()
 	for {
-		n, err := src.Read(buf[:])
+		n, err := src.Read(*buf)
 		last := errors.Is(err, io.EOF)
 		if n > 0 {
-			if _, werr := e.send(buf[:n], !last); werr != nil {
+			if _, werr := e.send((*buf)[:n], !last); werr != nil {
 				return werr
 			}
 		}
@@ -46,9 +46,39 @@ func Pump(e *Exchange, src Source) error {
 			e.fail(err)
 			return err
 		}
+		buf = fit(buf, n)
 	}
 }
 
-const pumpSize = 32 << 10
+// A stream that waits for its next token holds a small buffer, a download a
+// large one.
+const (
+	smallSize = 4 << 10
+	largeSize = 64 << 10
+)
 
-var pumpBuffers = sync.Pool{New: func() any { return new([pumpSize]byte) }}
+var (
+	pumpSmall = sync.Pool{New: func() any { return new(make([]byte, smallSize)) }}
+	pumpLarge = sync.Pool{New: func() any { return new(make([]byte, largeSize)) }}
+)
+
+// fit returns the buffer for what comes after a read of n bytes into buf.
+func fit(buf *[]byte, n int) *[]byte {
+	switch {
+	case n == smallSize && len(*buf) == smallSize:
+		pumpSmall.Put(buf)
+		return pumpLarge.Get().(*[]byte) //nolint:forcetypeassert // as above
+	case n < smallSize && len(*buf) == largeSize:
+		pumpLarge.Put(buf)
+		return pumpSmall.Get().(*[]byte) //nolint:forcetypeassert // as above
+	}
+	return buf
+}
+
+func release(buf *[]byte) {
+	if len(*buf) == smallSize {
+		pumpSmall.Put(buf)
+		return
+	}
+	pumpLarge.Put(buf)
+}
