@@ -9,16 +9,17 @@ func h1Framing() []lie {
 	length := func(name string, want outcome, lines ...string) lie {
 		return tell(name, "9112 6.3", want, say(h1("200 OK", lines...)+"hello"), fin)
 	}
-	refusal := refuses("Content-Length")
+	refusal, differ := refuses("invalid content-length"), refuses("content-lengths that differ")
 	return []lie{
-		length("length and coding", refuses(""), "Content-Length: 5", "Transfer-Encoding: chunked"),
-		length("coding and length", refuses(""), "Transfer-Encoding: chunked", "Content-Length: 5"),
-		length("two different lengths", refusal, "Content-Length: 5", "Content-Length: 6"),
-		length("three lengths, the last differs", refusal, "Content-Length: 5", "Content-Length: 5", "Content-Length: 4"),
+		length("length and coding", refuses("transfer-encoding and content-length"), "Content-Length: 5", "Transfer-Encoding: chunked"),
+		length("coding and length", refuses("transfer-encoding and content-length"), "Transfer-Encoding: chunked", "Content-Length: 5"),
+		length("two different lengths", differ, "Content-Length: 5", "Content-Length: 6"),
+		length("three lengths, the last differs", differ, "Content-Length: 5", "Content-Length: 5", "Content-Length: 4"),
 		length("list of two different lengths", refusal, "Content-Length: 5, 6"),
 		length("two equal lengths", reply(200, "hello").once(), "Content-Length: 5", "Content-Length: 5"),
-		length("list of two equal lengths", reply(200, "hello").once(), "Content-Length: 5, 5"),
-		length("equal in value only", refusal, "Content-Length: 5", "Content-Length: 05"),
+		length("list of two equal lengths", refusal, // RFC 9110 8.6 lets us take it
+			"Content-Length: 5, 5"),
+		length("equal in value only", differ, "Content-Length: 5", "Content-Length: 05"),
 		length("length with a comma", refusal, "Content-Length: 5,"),
 		length("length of nothing", refusal, "Content-Length:"),
 		length("negative length", refusal, "Content-Length: -5"),
@@ -38,7 +39,7 @@ func h1Framing() []lie {
 		length("length with leading zeros", reply(200, "hello").once(), "Content-Length: 0005"),
 		length("length with white space around", reply(200, "hello").once(), "Content-Length: \t5 \t"),
 		length("name in odd case", reply(200, "hello").once(), "cOnTeNt-LeNgTh: 5"),
-		length("length with a vertical tab", refuses(""), "Content-Length: \v5"),
+		length("length with a vertical tab", refuses("field value"), "Content-Length: \v5"),
 		length("no length", reply(200, "hello").once()),
 		length("underscore is another field", reply(200, "hello").once(), "Content_Length: 2"),
 	}
@@ -48,7 +49,7 @@ func h1Codings() []lie {
 	coding := func(name string, want outcome, lines ...string) lie {
 		return tell(name, "9112 6.1", want, say(h1("200 OK", lines...)+"5\r\nhello\r\n0\r\n\r\n"), fin)
 	}
-	refusal := refuses("Transfer-Encoding")
+	refusal := refuses("transfer-encoding")
 	hello := reply(200, "hello").once()
 	return []lie{
 		coding("gzip", refusal, "Transfer-Encoding: gzip"),
@@ -67,7 +68,7 @@ func h1Codings() []lie {
 		coding("soft hyphen", refusal, "Transfer-Encoding: chun\xc2\xadked"),
 		coding("in quotes", refusal, "Transfer-Encoding: \"chunked\""),
 		coding("with a parameter", refusal, "Transfer-Encoding: chunked;q=1"),
-		coding("trailing comma", refusal, "Transfer-Encoding: chunked,").expect(hello),
+		coding("trailing comma", refusal, "Transfer-Encoding: chunked,"),
 		coding("upper case", hello, "Transfer-Encoding: CHUNKED"),
 		coding("mixed case", hello, "transfer-ENCODING: Chunked"),
 		coding("white space around", hello, "Transfer-Encoding: \tchunked \t"),
@@ -98,12 +99,12 @@ func h1ChunkSizes() []lie {
 		size("NUL behind", bad, "5\x00"),
 		size("h suffix", bad, "5h"),
 		size("fraction", bad, "5.0"),
-		size("white space behind", bad, "5 \t"),
+		size("white space behind, as old servers write", hello, "5 \t"),
 		size("leading zeros", hello, "0000005"),
 		size("sixteen digits", hello, "0000000000000005"),
 		size("seventeen digits", bad, "00000000000000005"),
 		size("wraps 64 bits", bad, "10000000000000005"),
-		size("wraps 32 bits", corrupts("hello\r\n"+last, ""), "100000005").ended(),
+		size("wraps 32 bits", cuts("hello\r\n"+last), "100000005").ended(),
 		size("63 bits", bad, "8000000000000005"),
 		size("the largest", bad, "ffffffffffffffff"),
 		size("endless zeros", bad, strings.Repeat("0", 10_000)+"5"),
@@ -112,12 +113,13 @@ func h1ChunkSizes() []lie {
 		tell("last chunk of many zeros", "9112 7.1", hello, say(chunked("5\r\nhello\r\n000\r\n\r\n"))),
 		tell("extension", "9112 7.1.1", hello, say(chunked("5;a=b;c\r\nhello\r\n0;z\r\n\r\n"))),
 		tell("quoted extension", "9112 7.1.1", hello, say(chunked("5;a=\"b;c\\\"\"\r\nhello\r\n"+last))),
-		tell("extension with white space", "9112 7.1.1", hello, say(chunked("5 ; a = b\r\nhello\r\n"+last))),
+		// RFC 9112 7.1.1 allows it; nobody sends it, and net/http refuses it too.
+		tell("extension with white space", "9112 7.1.1", bad, say(chunked("5 ; a = b\r\nhello\r\n"+last))),
 		tell("extension with a bare LF", "9112 7.1.1", corrupts("", "chunk"), say(chunked("5;a\nhello\r\n"+last))),
 		tell("extension with a bare CR", "9112 7.1.1", corrupts("", "chunk"), say(chunked("5;a\rb\r\nhello\r\n"+last))),
 		tell("extension with NUL", "9112 7.1.1", corrupts("", "chunk"), say(chunked("5;a\x00\r\nhello\r\n"+last))),
 		tell("extension without a semicolon", "9112 7.1.1", corrupts("", "chunk"), say(chunked("5 a=b\r\nhello\r\n"+last))),
-		tell("quoted line end", "9112 7.1.1", corrupts("", ""), say(chunked("5;a=\"\r\nhello\"\r\n"+last))),
+		tell("quoted line end", "9112 7.1.1", corrupts("hello", "chunk"), say(chunked("5;a=\"\r\nhello\"\r\n"+last))),
 		tell("endless extension", "9112 7.1.1", corrupts("", "chunk"), say(chunked("5;a=")), endless("x")),
 		tell("endless extension of the last chunk", "9112 7.1.1", corrupts("hello", "chunk"), say(chunked("5\r\nhello\r\n0;a=")), endless("x")),
 		tell("long extensions of tiny chunks", "9112 7.1.1", corrupts(strings.Repeat("x", lieBody), "chunk"),
@@ -135,7 +137,7 @@ func h1ChunkEnds() []lie {
 		end("LF behind the data", bad, "5\r\nhello\n"+last),
 		end("LF everywhere", corrupts("", "chunk"), "5\nhello\n0\n\n"),
 		end("LF behind the last chunk", bad, "5\r\nhello\r\n0\n\n"),
-		end("LF behind the trailers", bad, "5\r\nhello\r\n0\r\n\n").expect(reply(200, "hello").maybe()),
+		end("LF behind the trailers", corrupts("hello", "trailer"), "5\r\nhello\r\n0\r\n\n"),
 		end("CR behind the size", corrupts("", ""), "5\rhello\r\n"+last),
 		end("data longer than its size", bad, "5\r\nhello!\r\n"+last),
 		end("data longer by a chunk", bad, "5\r\nhello5\r\nhello\r\n"+last),
@@ -155,25 +157,25 @@ func h1Trailers() []lie {
 	trailer := func(name, rfc string, want outcome, lines string) lie {
 		return tell(name, rfc, want, say(chunked("5\r\nhello\r\n0\r\n"+lines+"\r\n")))
 	}
-	hello, bad := reply(200, "hello"), corrupts("hello", "trailer")
+	hello, bad := reply(200, "hello"), func(reason string) outcome { return corrupts("hello", reason) }
 	return []lie{
 		trailer("one", "9112 7.1.2", hello.trailing("grpc-status: 0\n"), "Grpc-Status: 0\r\n"),
 		trailer("two in order", "9112 7.1.2", hello.trailing("x: 1\nx: 2\n"), "X: 1\r\nX: 2\r\n"),
-		trailer("no colon", "9112 7.1.2", bad, "garbage\r\n"),
-		trailer("space before the colon", "9112 5.1", bad, "X : 1\r\n"),
-		trailer("empty name", "9110 5.1", bad, ": 1\r\n"),
-		trailer("control in a value", "9110 5.5", bad, "X: a\x01\r\n"),
-		trailer("NUL in a value", "9110 5.5", bad, "X: a\x00\r\n"),
-		trailer("bare CR in a value", "9112 2.2", bad, "X: a\rb\r\n"),
-		trailer("fold", "9112 5.2", bad, "X: a\r\n b\r\n"),
-		trailer("first line folded", "9112 2.2", bad, " X: a\r\n"),
+		trailer("no colon", "9112 7.1.2", bad("colon"), "garbage\r\n"),
+		trailer("space before the colon", "9112 5.1", bad("name"), "X : 1\r\n"),
+		trailer("empty name", "9110 5.1", bad("name"), ": 1\r\n"),
+		trailer("control in a value", "9110 5.5", bad("value"), "X: a\x01\r\n"),
+		trailer("NUL in a value", "9110 5.5", bad("value"), "X: a\x00\r\n"),
+		trailer("bare CR in a value", "9112 2.2", bad("value"), "X: a\rb\r\n"),
+		trailer("fold", "9112 5.2", bad("folded"), "X: a\r\n b\r\n"),
+		trailer("first line folded", "9112 2.2", bad("folded"), " X: a\r\n"),
 		trailer("a length is dropped", "9110 6.5.1", hello, "Content-Length: 3\r\n"),
 		trailer("a coding is dropped", "9110 6.5.1", hello, "Transfer-Encoding: chunked\r\n"),
 		trailer("a connection option is dropped", "9110 6.5.1", hello.maybe(), "Connection: close\r\n"),
-		trailer("66 KiB", "9110 5.4", bad, "X: "+strings.Repeat("x", 66<<10)+"\r\n"),
-		trailer("ten thousand", "9110 5.4", bad, strings.Repeat("X: 1\r\n", 12_000)),
-		tell("endless", "9110 5.4", bad, say(chunked("5\r\nhello\r\n0\r\n")), endless("X: y\r\n")),
-		tell("endless name", "9110 5.4", bad, say(chunked("5\r\nhello\r\n0\r\n")), endless("X")),
+		trailer("66 KiB", "9110 5.4", bad("trailer too large"), "X: "+strings.Repeat("x", 66<<10)+"\r\n"),
+		trailer("ten thousand", "9110 5.4", bad("too many fields"), strings.Repeat("X: 1\r\n", 12_000)),
+		tell("endless", "9110 5.4", bad("too many fields"), say(chunked("5\r\nhello\r\n0\r\n")), endless("X: y\r\n")),
+		tell("endless name", "9110 5.4", bad("trailer too large"), say(chunked("5\r\nhello\r\n0\r\n")), endless("X")),
 	}
 }
 

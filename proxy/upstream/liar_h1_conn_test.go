@@ -18,9 +18,9 @@ func h1Interims() []lie {
 		tell("slow without an end", "9110 15.2", fails(late, "").after(102, 102), say(h1("102 Processing")), pause(time.Second),
 			say(h1("102 Processing")), pause(2*lieFirstByte), say(sized("ok"))),
 		tell("with a length and no body", "9112 6.3", reply(200, "ok").after(103), say(h1("103 Early Hints", "Content-Length: 5")+sized("ok"))),
-		tell("with a length and a body", "9112 6.3", refuses("status line").after(103), say(h1("103 Early Hints", "Content-Length: 5")+"hello"+sized("ok"))),
-		tell("with a coding and no body", "9112 6.1", reply(200, "ok").after(103), say(h1("103 Early Hints", "Transfer-Encoding: chunked")+sized("ok"))),
-		tell("with a coding and a body", "9112 6.1", refuses("status line").after(103), say(h1("103 Early Hints", "Transfer-Encoding: chunked")+last+sized("ok"))),
+		tell("with a length and a body", "9112 6.3", refuses("not HTTP/1").after(103), say(h1("103 Early Hints", "Content-Length: 5")+"hello"+sized("ok"))),
+		tell("with a coding and no body", "9112 6.1", refuses("transfer-encoding"), say(h1("103 Early Hints", "Transfer-Encoding: chunked")+sized("ok"))),
+		tell("with a coding and a body", "9112 6.1", refuses("transfer-encoding"), say(h1("103 Early Hints", "Transfer-Encoding: chunked")+last+sized("ok"))),
 		tell("with a bad name", "9110 5.1", refuses("field"), say(h1("103 Early Hints", "X Y: z")+sized("ok"))),
 		tell("with Connection: close", "9112 9.6", reply(200, "ok").after(103).maybe(), say(h1("103 Early Hints", "Connection: close")+sized("ok"))),
 		tell("from HTTP/1.0", "9110 15.2", reply(200, "ok").after(103).maybe(), say("HTTP/1.0 103 Early Hints\r\n\r\n"+sized("ok"))),
@@ -44,7 +44,7 @@ func h1Switching() []lie {
 			say(h1("101 Switching Protocols", "connection: upgrade", "upgrade: WebSocket")), echo).upgrading(),
 		tell("asked, with bytes behind the head", "9110 7.8", outcome{fate: tunnelled, status: 101, body: early + "ping\n", reuse: closed, seen: 1},
 			say(websocket+early), echo).upgrading(),
-		tell("asked, with a length", "9110 7.8", outcome{fate: tunnelled, status: 101, body: early + "ping\n", reuse: closed, seen: 1},
+		tell("asked, with a length", "9110 8.6", refuses("101"),
 			say(h1("101 Switching Protocols", "Connection: Upgrade", "Upgrade: websocket", "Content-Length: 2")+early), echo).upgrading(),
 		tell("asked, without Upgrade", "9110 7.8", refuses("101"), say(h1("101 Switching Protocols", "Connection: Upgrade"))).upgrading(),
 		tell("asked, to another protocol", "9110 7.8", refuses("101"), say(h1("101 Switching Protocols", "Connection: Upgrade", "Upgrade: h2c"))).upgrading(),
@@ -64,7 +64,7 @@ func h1Bodiless() []lie {
 		tell("HEAD with a coding", "9112 6.3", reply(200, ""), say(h1("200 OK", "Transfer-Encoding: chunked"))).to("HEAD"),
 		tell("HEAD with a chunked body", "9112 6.3", reply(200, "").once(), say(chunked(last))).to("HEAD"),
 		tell("HEAD without a length", "9112 6.3", reply(200, "").declared(-1), say(h1("200 OK"))).to("HEAD"),
-		tell("HEAD with two different lengths", "9112 6.3", refuses("Content-Length"), say(h1("200 OK", "Content-Length: 5", "Content-Length: 6"))).to("HEAD"),
+		tell("HEAD with two different lengths", "9112 6.3", refuses("content-length"), say(h1("200 OK", "Content-Length: 5", "Content-Length: 6"))).to("HEAD"),
 		tell("204", "9112 6.3", reply(204, ""), say(h1("204 No Content"))),
 		tell("204 with a length", "9110 8.6", reply(204, "").maybe(), say(h1("204 No Content", "Content-Length: 5"))),
 		tell("204 with a body", "9112 6.3", reply(204, "").once(), say(h1("204 No Content", "Content-Length: 5")+"hello")),
@@ -102,9 +102,9 @@ func h1Surplus() []lie {
 		tell("FIN while idle", "9112 9.5", hello, say(sized("hello")), pause(lieSettle/2), fin),
 		tell("RST while idle", "9112 9.5", hello, say(sized("hello")), pause(lieSettle/2), rst),
 		tell("64 KiB", "9112 6.3", hello, say(sized("hello")+strings.Repeat("x", 60<<10))),
-		tell("a reply before the request", "9112 9.2", outcome{fate: refused, reuse: closed}, pause(time.Millisecond)).
-			greeted(say(poison)).expect(refuses("").times(0).orElse(fails(lost, "").times(0)).orElse(reply(200, "poison").once()).
-			orElse(reply(200, "").elsewhere().times(0)).orElse(reply(200, "").elsewhere()).orElse(refuses(""))),
+		// On a new connection it cannot be told from a reply. Its request's own is then surplus.
+		tell("a reply before the request", "9112 9.2", reply(200, "poison").once().orElse(refuses("")).orElse(fails(lost, "")),
+			say(sized("right"))).greeted(say(poison)),
 	}
 }
 
@@ -126,7 +126,7 @@ func h1Early() []lie {
 		tell("nothing, and reading nothing", "9110 15.6.5", fails(late, "no reply"), pause(3*lieFirstByte)).uploading(),
 		tell("RST in an upload", "9112 9.5", fails(lost, ""), pause(time.Millisecond), rst).uploading(),
 		tell("FIN in an upload", "9112 9.5", fails(lost, ""), pause(time.Millisecond), fin, pause(lieFirstByte)).uploading(),
-		tell("garbage in an upload", "9112 4", refuses("status line"), say("garbage\r\n\r\n")).uploading(),
+		tell("garbage in an upload", "9112 4", refuses("not HTTP/1"), say("garbage\r\n\r\n")).uploading(),
 		tell("101 in an upload", "9110 15.2.2", refuses("101"), say(h1("101 Switching Protocols", "Connection: Upgrade", "Upgrade: websocket"))).uploading(),
 	}
 }

@@ -44,15 +44,18 @@ type lie struct {
 	want      outcome
 	script    []step // told when the request is in
 
-	method   string
-	field    exchange.Fields
-	upload   func() (io.Reader, int64, func()) // body, length, interrupt
-	greeting []step                            // told before the request is read
-	early    bool                              // script begins at the head of the request
-	hasty    bool                              // the next request follows at once
-	upgrade  bool
-	forever  bool // the server lies again when it is asked again
-	mute     bool // HTTP/2: SETTINGS and PING are not acknowledged
+	method    string
+	field     exchange.Fields
+	upload    func() (io.Reader, int64, func()) // body, length, interrupt
+	greeting  []step                            // told before the request is read
+	early     bool                              // script begins at the head of the request
+	hasty     bool                              // the next request follows at once
+	upgrade   bool
+	forever   bool // the server lies again when it is asked again
+	everybody bool // there is no honest server
+	aside     bool // nobody reads the reply for a while
+	mute      bool // HTTP/2: SETTINGS and PING are not acknowledged, nor is window given
+	deaf      bool // HTTP/2: nothing is read while the script is played
 }
 
 // tell is a lie in answer to a GET.
@@ -69,6 +72,15 @@ func (l lie) hurried() lie                 { l.hasty = true; return l }
 func (l lie) upgrading() lie               { l.upgrade = true; return l }
 func (l lie) again() lie                   { l.forever = true; return l }
 func (l lie) unacknowledged() lie          { l.mute = true; return l }
+func (l lie) unheard() lie                 { l.deaf = true; return l }
+func (l lie) byAll() lie                   { l.everybody = true; return l }
+func (l lie) unread() lie                  { l.aside = true; return l }
+
+// maybeKept leaves it open whether the connection survives.
+func (l lie) maybeKept() lie {
+	l.want.reuse = either
+	return l
+}
 
 // posting has the request be a POST with a short body.
 func (l lie) posting() lie {
@@ -373,7 +385,11 @@ func (t *turn) run(script []step) error {
 func check(t *testing.T, l *lie, speak speaker, tune func(*config.Pool)) {
 	t.Helper()
 	var network memnet.Network
-	s, honest := listen(t, &network, speak, l), listen(t, &network, speak, nil)
+	second := (*lie)(nil)
+	if l.everybody {
+		second = l
+	}
+	s, honest := listen(t, &network, speak, l), listen(t, &network, speak, second)
 	c := &config.Pool{
 		Name: "p", Connect: time.Second, Retry: config.Retry{Attempts: 3, Replay: 1 << 20},
 		Endpoints: []config.Endpoint{{URL: s.url, Weight: 1}, {URL: honest.url, Weight: 1}},
@@ -443,6 +459,9 @@ func ask(pool *upstream.Pool, l *lie) (got outcome) {
 	got.header = lines(resp.Header)
 	if tunnel := resp.Tunnel(); tunnel != nil {
 		return talk(tunnel, got)
+	}
+	if l.aside {
+		time.Sleep(time.Second)
 	}
 	body, err := io.ReadAll(io.LimitReader(resp, lieBody))
 	got.body = string(body)
