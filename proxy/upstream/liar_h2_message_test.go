@@ -85,7 +85,7 @@ func h2Compression() []lie {
 		coded("table size 4096", "7541 6.3", ok, "\x3f\xe1\x1f\x88"),
 		coded("table size 4097", "7541 6.3", bad, "\x3f\xe2\x1f\x88"),
 		coded("table size 2^31", "7541 6.3", bad, "\x3f\xe1\xff\xff\xff\x07\x88"),
-		coded("table size behind a field", "7541 4.2", bad, "\x88\x20"),
+		coded("table size behind a field", "7541 4.2", bad, "\x88\x40\x01x\x01y\x20"),
 		coded("a bomb: one entry a thousand times", "7541 7.3", refuses(""), "\x88\x40\x01x\x7f\x81\x1e"+strings.Repeat("y", 4000)+strings.Repeat("\xbe", 1000)).maybeKept(),
 		coded("a small bomb of small fields", "7541 7.3", refuses(""), "\x88"+strings.Repeat("\x90", 8000)).maybeKept(),
 		coded("nothing", "9113 8.3.2", refuses(""), "").maybeKept(),

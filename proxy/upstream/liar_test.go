@@ -34,8 +34,8 @@ const (
 	lieFirstByte = 3 * time.Second  // Request.FirstByte of every lie
 	liePatience  = 20 * time.Second // no lie keeps a client for longer
 	lieSettle    = 100 * time.Millisecond
-	lieEndless   = 8 << 20 // more than any client may take of what has no end
-	lieBody      = 1 << 20 // bytes of a reply that a test reads
+	lieEndless   = 48 << 20 // more than any client may take of what has no end
+	lieBody      = 1 << 20  // bytes of a reply that a test reads
 )
 
 // lie is one row of the table.
@@ -53,8 +53,10 @@ type lie struct {
 	upgrade   bool
 	forever   bool // the server lies again when it is asked again
 	everybody bool // there is no honest server
+	last      bool // the connection is no good for another request
+	stingy    bool // HTTP/2: no window is given back
 	aside     bool // nobody reads the reply for a while
-	mute      bool // HTTP/2: SETTINGS and PING are not acknowledged, nor is window given
+	mute      bool // HTTP/2: SETTINGS and PING are not acknowledged
 	deaf      bool // HTTP/2: nothing is read while the script is played
 }
 
@@ -73,6 +75,8 @@ func (l lie) upgrading() lie               { l.upgrade = true; return l }
 func (l lie) again() lie                   { l.forever = true; return l }
 func (l lie) unacknowledged() lie          { l.mute = true; return l }
 func (l lie) unheard() lie                 { l.deaf = true; return l }
+func (l lie) windowless() lie              { l.stingy = true; return l }
+func (l lie) forlorn() lie                 { l.last = true; return l }
 func (l lie) byAll() lie                   { l.everybody = true; return l }
 func (l lie) unread() lie                  { l.aside = true; return l }
 
@@ -101,7 +105,7 @@ func (l lie) stalling() lie {
 	l.method, l.early = "POST", true
 	l.upload = func() (io.Reader, int64, func()) {
 		r, w := io.Pipe()
-		return r, 1 << 20, func() { _ = w.CloseWithError(errors.New("interrupted")) }
+		return r, -1, func() { _ = w.CloseWithError(errors.New("interrupted")) }
 	}
 	return l
 }
@@ -415,7 +419,9 @@ func check(t *testing.T, l *lie, speak speaker, tune func(*config.Pool)) {
 	}
 	got.seen = s.seen.Load()
 	before := s.conns.Load()
-	askNext(t, pool, s.url)
+	if !l.last {
+		askNext(t, pool, s.url)
+	}
 	got.reuse = closed
 	if s.conns.Load() == before {
 		got.reuse = kept
