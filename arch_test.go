@@ -33,10 +33,10 @@ var layers = [][]string{
 }
 
 // kit lists the packages that only tests and programs in lab may import.
-var kit = []string{"internal/acmelab", "internal/modelserver", "internal/edgetest", "internal/memnet", "proxy/exchange/exchangetest", "tlsmgr/store/storetest"}
+var kit = []string{"internal/acmelab", "internal/modelserver", "internal/edgetest", "internal/memnet", "proxy/exchange/exchangetest", "tlsmgr/store/storetest", "lab/bench/internal/meter", "lab/bench/internal/h1", "lab/bench/internal/model"}
 
 // programs lists what is built on top and imported by nobody.
-var programs = []string{"cmd/edge", "lab/demo", "lab/demo/stage"}
+var programs = []string{"cmd/edge", "lab/demo", "lab/demo/stage", "lab/bench", "lab/bench/loadgen", "lab/bench/modelsim", "lab/bench/std"}
 
 // walls keeps a dependency behind the packages that hide it.
 var walls = map[string][]string{

@@ -154,9 +154,19 @@ func (c candidate) rank(now time.Time) int {
 	return rank
 }
 
+// cost orders certificates by what a signature with their keys costs: of RSA
+// twenty times that of ECDSA in Go, so RSA is for clients that know nothing else.
+func (c *certificate) cost() int {
+	if c.leaf().PublicKeyAlgorithm == x509.RSA {
+		return 1
+	}
+	return 0
+}
+
 // buildIndex makes an index of the certificates that have a wanted name. For
-// each name the best one wins: valid, then planned, then the latest NotAfter,
-// then the smaller id. Leftovers serve until something better covers the name.
+// each name the best one wins: valid, then planned, then not RSA, then the
+// latest NotAfter, then the smaller id. Leftovers serve until something better
+// covers the name.
 func buildIndex(all []candidate, wanted []string, now time.Time) *index {
 	x := &index{exact: map[string]*entry{}, below: map[string]*entry{}, byID: map[string]*entry{}}
 	want := newNameSet(wanted)
@@ -180,7 +190,7 @@ func buildIndex(all []candidate, wanted []string, now time.Time) *index {
 			x.next = na
 		}
 	}
-	x.name(current)
+	x.name(current, now)
 	for name, cs := range byName {
 		sortCandidates(cs, now)
 		byName[name] = cs
@@ -200,24 +210,31 @@ func buildIndex(all []candidate, wanted []string, now time.Time) *index {
 
 // name files the certificates of the plan under their ids; those that differ
 // from one only by the type of the key belong to it.
-func (x *index) name(current []candidate) {
-	slices.SortFunc(current, func(a, b candidate) int { return strings.Compare(a.id, b.id) })
+func (x *index) name(current []candidate, now time.Time) {
+	families := map[string][]candidate{}
 	for _, c := range current {
-		x.byID[c.id] = &entry{best: c.certificate}
+		families[c.id] = []candidate{c}
 	}
 	for _, c := range current {
 		if c.object == nil {
 			continue
 		}
-		if base, ok := strings.CutSuffix(c.id, "."+string(c.object.KeyType)); ok && x.byID[base] != nil {
-			x.byID[base].others = append(x.byID[base].others, c.certificate)
+		if base, ok := strings.CutSuffix(c.id, "."+string(c.object.KeyType)); ok && families[base] != nil {
+			families[base] = append(families[base], c)
 		}
+	}
+	for id, cs := range families {
+		sortCandidates(cs, now)
+		x.byID[id] = newEntry(cs)
 	}
 }
 
 func sortCandidates(cs []candidate, now time.Time) {
 	slices.SortFunc(cs, func(a, b candidate) int {
 		if c := b.rank(now) - a.rank(now); c != 0 {
+			return c
+		}
+		if c := a.cost() - b.cost(); c != 0 {
 			return c
 		}
 		if c := b.leaf().NotAfter.Compare(a.leaf().NotAfter); c != 0 {

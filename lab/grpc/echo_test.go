@@ -2,12 +2,12 @@ package grpclab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"sync"
 	"testing"
 	"time"
 
@@ -80,15 +80,20 @@ func TestManyStreamsAtOnceStayByteForByte(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 		defer cancel()
-		var running sync.WaitGroup
+		failures := make(chan error, streams)
 		for i := range streams {
-			running.Go(func() {
-				if err := converse(ctx, conn, uint64(i), messages); err != nil {
-					t.Errorf("stream %d: %v", i, err)
-				}
-			})
+			go func() { failures <- converse(ctx, conn, uint64(i), messages) }()
 		}
-		running.Wait()
+		failed, first := 0, error(nil)
+		for range streams {
+			if err := <-failures; err != nil {
+				failed++
+				first = cmp.Or(first, err)
+			}
+		}
+		if failed > 0 {
+			t.Errorf("%d of %d streams failed, the first: %v", failed, streams, first)
+		}
 	})
 }
 

@@ -35,6 +35,7 @@ const (
 	patience  = 20 * time.Second // bounds every wait
 	reactTime = time.Second      // within which the server learns of a departure
 	maxLine   = 1 << 20          // of edge's log
+	maxTail   = 20               // lines of it that a failed test shows
 )
 
 // backend is the official test server, and our own service beside it, on an
@@ -160,7 +161,8 @@ func launch(t *testing.T, config string) string {
 			t.Errorf("edge ended with %v", err)
 		}
 		if t.Failed() {
-			t.Logf("edge said:\n%s", log.String())
+			lines := strings.SplitAfter(log.String(), "\n")
+			t.Logf("edge said at last:\n%s", strings.Join(lines[max(0, len(lines)-maxTail):], ""))
 		}
 	})
 	t.Cleanup(end)

@@ -8,12 +8,12 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"edge/config"
+	"edge/proxy/exchange"
 )
 
 // maxCheckBody bounds what is read of the body of a check's reply.
@@ -24,11 +24,10 @@ const maxCheckBody = 64 << 10
 // row have failed, and again after Rise passes in a row.
 type checker struct {
 	// Immutable.
-	url       string
-	backend   *backend
-	health    config.Health
-	log       *slog.Logger
-	transport *http.Transport
+	url     string
+	backend *backend
+	health  config.Health
+	log     *slog.Logger
 
 	up atomic.Bool
 
@@ -44,11 +43,7 @@ type checker struct {
 }
 
 func newChecker(endpointURL string, b *backend, h config.Health, log *slog.Logger) *checker {
-	t := newTransport(b.dial, b.tls)
-	// A check on a kept-alive connection would not notice a server that
-	// accepts no new ones.
-	t.DisableKeepAlives = true
-	c := &checker{url: endpointURL, backend: b, health: h, log: log, transport: t, since: time.Now()}
+	c := &checker{url: endpointURL, backend: b, health: h, log: log, since: time.Now()}
 	c.up.Store(true)
 	return c
 }
@@ -112,26 +107,29 @@ func jitter(d time.Duration) time.Duration {
 	return d - tenth + rand.N(2*tenth+1) //nolint:gosec // spreads load, guards nothing
 }
 
-// probe makes one check; nil is a pass.
+// probe makes one check; nil is a pass. It has a connection of its own: on one
+// kept alive it would not notice a server that accepts no new ones.
 func (c *checker) probe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.health.Timeout)
 	defer cancel()
-	ctx = context.WithValue(ctx, connectKey{}, &c.health.Timeout)
-	req := &http.Request{
-		Method: http.MethodGet,
-		URL:    &url.URL{Scheme: c.backend.key.scheme, Host: c.backend.key.address, Opaque: c.health.Path},
-		Header: http.Header{"User-Agent": {"edge-health-check"}},
-	}
-	resp, err := c.transport.RoundTrip(req.WithContext(ctx)) // follows no redirect
+	var canceler exchange.Canceler
+	stop := context.AfterFunc(ctx, func() { canceler.Cancel(context.Cause(ctx)) })
+	defer stop()
+	reply, err := c.backend.probe.Do(&exchange.Call{
+		Method: http.MethodGet, Target: c.health.Path, Scheme: c.backend.key.scheme, Host: c.backend.key.address,
+		Header: exchange.Fields{{Name: "User-Agent", Value: "edge-health-check"}},
+		// The context ends it before.
+		Connect: c.health.Timeout, Canceler: &canceler,
+	})
 	if err != nil {
 		return err
 	}
-	defer func() { _ = resp.Body.Close() }() // nothing more is wanted of it
-	if _, err := io.CopyN(io.Discard, resp.Body, maxCheckBody); err != nil && !errors.Is(err, io.EOF) {
+	defer func() { _ = reply.Body.Close() }() // nothing more is wanted of it
+	if _, err := io.CopyN(io.Discard, reply.Body, maxCheckBody); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read body: %w", err)
 	}
-	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return fmt.Errorf("status %d", resp.StatusCode)
+	if reply.Status < 200 || reply.Status > 299 { // no redirect is followed
+		return fmt.Errorf("status %d", reply.Status)
 	}
 	return nil
 }

@@ -2,8 +2,6 @@ package upstream
 
 import (
 	"context"
-	"errors"
-	"net/http"
 	"sync"
 	"time"
 
@@ -17,7 +15,7 @@ type Pool struct {
 	name      string
 	endpoints []*endpoint
 	retry     config.Retry
-	connect   time.Duration // 0 means the default
+	connect   time.Duration // never 0
 
 	mu     sync.Mutex
 	picker picker
@@ -28,35 +26,70 @@ func (p *Pool) Name() string { return p.name }
 
 // Do picks an endpoint, sends req and returns as soon as the head of the reply
 // arrived, while the body may still be on its way. It tries other endpoints by
-// the rule in the package comment. The end of ctx aborts the exchange at any
-// time, also while the reply is read. After an error nothing uses req any more.
+// the rule in the package comment. The end of ctx, or of req.Canceler, aborts the
+// exchange at any time, also while the reply is read. After an error nothing uses
+// req any more.
 func (p *Pool) Do(ctx context.Context, req *Request) (*Response, error) {
-	if err := check(req); err != nil {
+	r := newResponse(ctx, req, p.retry.Replay)
+	if err := p.send(r, req); err != nil {
+		r.detach()
+		r.body.close()
 		return nil, err
 	}
-	b := newBody(req, p.keep(req))
+	return r, nil
+}
+
+// send tries one endpoint after the other until a reply has begun.
+func (p *Pool) send(r *Response, req *Request) error {
 	var tried []*endpoint
-	var last error
-	for attempts := 1; attempts <= max(p.retry.Attempts, 1); attempts++ {
+	err := ErrNoEndpoint
+	for range max(p.retry.Attempts, 1) {
 		ep := p.pick(tried)
 		if ep == nil {
 			break
 		}
-		resp, err := p.try(ctx, ep, req, b, attempts)
-		if err == nil {
-			return resp, nil
-		}
-		last = err
-		if !again(req, b, err) {
+		var next verdict
+		next, err = p.sendTo(ep, r, req)
+		if err == nil || next == final {
 			break
 		}
 		tried = append(tried, ep)
 	}
-	b.close()
-	if last == nil {
-		return nil, ErrNoEndpoint
+	return err
+}
+
+// sendTo tries one endpoint, also afresh. It frees the slot when that fails.
+func (p *Pool) sendTo(ep *endpoint, r *Response, req *Request) (verdict, error) {
+	engine := ep.backend.client
+	for {
+		cause := r.try(ep, engine, p.connect, req)
+		if cause == nil {
+			return final, nil
+		}
+		err := r.explain(ep, cause)
+		next := final
+		if r.canceler.Cause() == nil {
+			next = p.setback(r, req, cause).judge()
+			if guilty(cause) {
+				ep.failed(err)
+			}
+		}
+		if next != afresh {
+			ep.release()
+			return next, err
+		}
+		engine = ep.backend.fresh
+		r.fresh++
+		ep.requests.Add(1)
 	}
-	return nil, last
+}
+
+func (p *Pool) setback(r *Response, req *Request, err error) setback {
+	replayable, read := r.body.replayable()
+	return setback{
+		err: err, method: req.Method, replayable: replayable, short: read <= p.retry.Replay,
+		only: len(p.endpoints) == 1, fresh: r.fresh,
+	}
 }
 
 // pick chooses an endpoint and occupies a slot of it.
@@ -68,57 +101,4 @@ func (p *Pool) pick(tried []*endpoint) *endpoint {
 		ep.acquire()
 	}
 	return ep
-}
-
-// try makes one attempt at ep, whose slot it frees when that fails.
-func (p *Pool) try(ctx context.Context, ep *endpoint, req *Request, b *body, attempts int) (*Response, error) {
-	a := &attempt{pool: p, ep: ep, req: req, body: b, done: make(chan struct{})}
-	resp, err := a.send(ctx)
-	var r *Response
-	if err == nil {
-		r, err = newResponse(ctx, a, resp, attempts)
-	}
-	if err == nil {
-		return r, nil
-	}
-	ep.release()
-	if dial, ok := errors.AsType[*DialError](err); ok {
-		dial.Attempts = attempts
-	}
-	if ctx.Err() == nil {
-		ep.failed(err)
-	}
-	return nil, err
-}
-
-// keep returns how many bytes of the body are worth keeping. With net/http only
-// a safe method is ever repeated after a byte of it left: the head is flushed
-// before the body is read, so a connection that took nothing has cost no
-// byte of the body.
-func (p *Pool) keep(req *Request) int {
-	if safe(req.Method) {
-		return int(p.retry.Replay)
-	}
-	return 0
-}
-
-// again reports whether the request may go to another endpoint after err.
-func again(req *Request, b *body, err error) bool {
-	if !b.replayable() {
-		return false
-	}
-	if _, ok := errors.AsType[*DialError](err); ok {
-		return true
-	}
-	lost, ok := errors.AsType[*LostError](err)
-	return ok && safe(req.Method) && !lost.answered
-}
-
-// safe methods (RFC 9110 section 9.2.1) may be repeated.
-func safe(method string) bool {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
-		return true
-	}
-	return false
 }

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -83,7 +84,7 @@ func (r *Registry) Prepare(pools map[string]*config.Pool) (*Set, error) {
 	}
 	s := &Set{registry: r, pools: make(map[string]*Pool, len(pools))}
 	for name, c := range pools {
-		p := &Pool{name: name, retry: c.Retry, connect: c.Connect, picker: newPicker(c.Balance, len(c.Endpoints))}
+		p := &Pool{name: name, retry: c.Retry, connect: cmp.Or(c.Connect, connectTimeout), picker: newPicker(c.Balance, len(c.Endpoints))}
 		for _, e := range plans[name] {
 			p.endpoints = append(p.endpoints, r.acquireLocked(name, c.Health, e))
 		}
@@ -97,11 +98,13 @@ func planPool(c *config.Pool) ([]plan, error) {
 	problems := []error{err}
 	planned := make([]plan, 0, len(c.Endpoints))
 	for _, e := range c.Endpoints {
-		scheme, address, err := parseEndpoint(e.URL)
+		key, err := parseEndpoint(e.URL, cmp.Or(c.Protocol, config.PoolH1))
 		problems = append(problems, err)
-		key := backendKey{scheme: scheme, address: address}
-		if scheme == "https" {
+		if key.scheme == "https" {
 			key.roots = roots.sum
+			key.serverName = cmp.Or(c.ServerName, key.serverName)
+		} else {
+			key.serverName = ""
 		}
 		planned = append(planned, plan{e, key, roots})
 	}
@@ -161,7 +164,7 @@ func (s *Set) Commit() {
 // close theirs at their end. Calls after the first do nothing.
 func (s *Set) Close() {
 	for _, b := range s.release() {
-		b.transport.CloseIdleConnections()
+		b.close()
 	}
 }
 
@@ -241,6 +244,6 @@ func (r *Registry) Close() {
 	r.mu.Unlock()
 	r.checks.Wait()
 	for _, b := range all {
-		b.transport.CloseIdleConnections()
+		b.close()
 	}
 }

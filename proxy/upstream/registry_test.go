@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"crypto/tls"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
@@ -289,26 +288,8 @@ func TestConcurrentReloadsUnderLoad(t *testing.T) {
 // secure starts an HTTPS server and returns its CA file.
 func secure(t *testing.T, h http.HandlerFunc) (s *httptest.Server, ca string) {
 	t.Helper()
-	s = httptest.NewUnstartedServer(h)
-	s.EnableHTTP2 = true // offered, not taken
-	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-	s.StartTLS()
-	t.Cleanup(s.Close)
-	ca = filepath.Join(t.TempDir(), "ca.pem")
-	block := &pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}
-	if err := os.WriteFile(ca, pem.EncodeToMemory(block), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return s, ca
-}
-
-func TestHTTPSIsVerifiedByTheCAFileAndSpeaksHTTP1(t *testing.T) {
-	s, ca := secure(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Proto+" "+r.Host) })
-	c := poolOf(s.URL)
-	c.CA = ca
-	if got := text(t, do(t, open(t, c), get("/"))); got != "HTTP/1.1 api.example.com" {
-		t.Errorf("reply %q, want HTTP/1.1 api.example.com", got)
-	}
+	s, c := serveAll(t, "https", config.PoolH1, h)
+	return s, c.CA
 }
 
 func TestHTTPSIsRefusedUnlessNameAndRootsMatch(t *testing.T) {

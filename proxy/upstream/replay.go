@@ -3,91 +3,113 @@ package upstream
 import (
 	"errors"
 	"io"
-	"net/http"
 	"sync"
 
 	"edge/proxy/exchange"
 )
 
-// body reads the client's body once and hands it to each attempt through a
-// view. It stands between net/http and the front for two reasons:
+// body reads the client's body once and hands it to each attempt through a view.
+// It stands between the engines and the front for two reasons:
 //
-//   - A Transport reads the body again to see its end, also after the reply
-//     began (golang/go#40747), and its write loop may outlive RoundTrip. After
-//     close returned nothing reads src any more, so the front may reuse it.
-//   - What was read for an attempt that came to nothing has to be replayed.
+//   - An engine may still be in a Read when the exchange is over. After close
+//     returned nothing reads src any more, so the front may reuse it.
+//   - What was read for an attempt that came to nothing has to be replayed, also
+//     what its Read under way is about to get.
 type body struct {
 	// Immutable.
 	src       io.Reader
 	length    int64 // -1 unknown
-	limit     int   // bytes kept
+	limit     int64 // bytes kept, at least earlyBody
 	trailer   func() exchange.Fields
 	interrupt func()
 
 	interrupting sync.WaitGroup
 
-	mu          sync.Mutex
-	idle        sync.Cond // signals reading == false
-	reading     bool      // a goroutine is inside src.Read, without mu
-	interrupted bool      // interrupt was called
-	closed      bool
-	kept        []byte // the first bytes of src, while they are all of read
-	read        int64  // bytes taken from src
-	keeping     bool   // kept may still be replayed
-	err         error  // what src ended with, io.EOF too; sticky
+	mu       sync.Mutex
+	idle     sync.Cond // signals reading == false
+	reading  bool      // a goroutine is inside src.Read or trailer, without mu
+	closed   bool      // no Read of src begins any more
+	told     bool      // interrupt was called
+	current  *view     // the only one that may read
+	read     int64     // bytes taken from src
+	kept     kept      // the first bytes of src: all of read, unless final or beyond
+	final    bool      // the reply has begun: nothing is replayed any more
+	beyond   bool      // more than limit bytes were asked for
+	err      error     // what src ended with, io.EOF too; sticky
+	trailers exchange.Fields
 }
 
+// earlyBody is what is kept in any case: as much as an engine reads before it has
+// a connection.
+const earlyBody = 64 << 10
+
+// errBodyGone is what late readers get.
+var errBodyGone = errors.New("request body is not read any more")
+
 // newBody returns nil when req has no body to send.
-func newBody(req *Request, limit int) *body {
+func newBody(req *Request, limit int64) *body {
 	if req.Body == nil || req.Length == 0 || req.Upgrade {
 		return nil
 	}
 	b := &body{
-		src: req.Body, length: req.Length, limit: limit, keeping: true,
+		src: req.Body, length: req.Length, limit: max(limit, earlyBody),
 		trailer: req.Trailer, interrupt: req.Interrupt,
 	}
 	b.idle.L = &b.mu
 	return b
 }
 
-// replayable reports whether a new view can start at the first byte.
-func (b *body) replayable() bool {
+// begin makes v, which is zero, read b from its first byte, and no other view
+// any more.
+func (b *body) begin(v *view) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	v.body, b.current = b, v
+	b.idle.Broadcast()
+}
+
+// replayable reports whether another view will get all of the body, and how much
+// of it was read.
+func (b *body) replayable() (ok bool, read int64) {
 	if b == nil {
-		return true
+		return true, 0
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.replayableLocked()
+	return !b.closed && !b.final && !b.beyond, b.read
 }
 
-func (b *body) replayableLocked() bool {
-	return !b.closed && b.keeping && b.read <= int64(b.limit)
-}
-
-// forget drops what was kept for a replay: the reply has begun.
+// forget says that nothing will be replayed: the reply has begun.
 func (b *body) forget() {
 	if b == nil {
 		return
 	}
 	b.mu.Lock()
-	b.keeping = false
-	b.mu.Unlock()
+	defer b.mu.Unlock()
+	b.final = true
+	b.dropLocked()
 }
 
-// failure returns the error that src failed with, if it did.
-func (b *body) failure() error {
+// dropLocked frees what was kept when that will not be asked for. A Read under
+// way adds to it first: it may be that of an earlier attempt.
+func (b *body) dropLocked() {
+	if !b.reading && (b.closed || (b.final || b.beyond) && b.current.off >= b.kept.size) {
+		b.kept.free()
+	}
+}
+
+// stopped reports whether the body was given up, so that its error means nothing.
+func (b *body) stopped() bool {
 	if b == nil {
-		return nil
+		return false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.err == nil || errors.Is(b.err, io.EOF) || b.interrupted {
-		return nil
-	}
-	return b.err
+	return b.closed
 }
 
-// abort makes a Read that waits for the client return soon. It does not wait.
+// abort has no Read of src begin any more, and one that waits for the client
+// return soon. It does not wait.
 func (b *body) abort() {
 	if b == nil {
 		return
@@ -98,13 +120,12 @@ func (b *body) abort() {
 }
 
 func (b *body) abortLocked() {
-	if !b.reading || b.interrupted || b.interrupt == nil {
+	b.closed = true
+	if !b.reading || b.told || b.interrupt == nil {
 		return
 	}
-	b.interrupted = true
-	// In a goroutine of its own: abort is called where net/http closes a
-	// connection, under a lock of its.
-	b.interrupting.Go(b.interrupt)
+	b.told = true
+	b.interrupting.Go(b.interrupt) // foreign code, which may take a lock
 }
 
 // close waits until nothing reads src, or runs interrupt, and never will again.
@@ -113,38 +134,14 @@ func (b *body) close() {
 		return
 	}
 	b.mu.Lock()
-	b.closed, b.keeping = true, false
-	b.abortLocked() // with closed set: no Read begins that nobody would interrupt
+	b.abortLocked()
 	for b.reading {
 		b.idle.Wait()
 	}
-	b.kept = nil
+	b.dropLocked()
+	b.idle.Broadcast() // to views that wait
 	b.mu.Unlock()
 	b.interrupting.Wait()
-}
-
-// take reads at most len(p) bytes from position off on.
-func (b *body) take(p []byte, off int64) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for {
-		switch {
-		case b.closed:
-			return 0, http.ErrBodyReadAfterClose
-		case off < b.read && off < int64(len(b.kept)):
-			return copy(p, b.kept[off:]), nil
-		case off < b.read:
-			return 0, http.ErrBodyReadAfterClose // not kept: the view is stale
-		case b.err != nil:
-			return 0, b.err
-		case b.length >= 0 && b.read >= b.length:
-			// The end is known: src is not asked for it.
-			return 0, io.EOF
-		case !b.reading:
-			return b.pullLocked(p)
-		}
-		b.idle.Wait() // a view of an earlier attempt is still reading
-	}
 }
 
 // pullLocked reads src into p. mu is released meanwhile.
@@ -152,71 +149,122 @@ func (b *body) pullLocked(p []byte) (int, error) {
 	if b.length >= 0 {
 		p = p[:min(int64(len(p)), b.length-b.read)]
 	}
+	keep := !b.final && !b.beyond
+	if room := b.limit - b.read; keep && room > 0 {
+		p = p[:min(int64(len(p)), room)]
+	} else if keep {
+		keep, b.beyond = false, true // from now on, not only when bytes come: another attempt must not begin meanwhile
+	}
 	b.reading = true
 	b.mu.Unlock()
 	n, err := b.src.Read(p)
+	var trailers exchange.Fields
+	if err == io.EOF && b.length < 0 && b.trailer != nil {
+		trailers = b.trailer() // here, so that close waits for it
+	}
 	b.mu.Lock()
 	b.reading = false
 	b.idle.Broadcast()
 	b.read += int64(n)
-	switch {
-	case !b.replayableLocked():
-		b.kept = nil
-	case n > 0:
-		b.kept = append(b.kept, p[:n]...)
+	b.trailers = trailers
+	if keep {
+		b.kept.append(p[:n])
 	}
-	if err == io.EOF && b.read < b.length {
+	switch {
+	case b.length >= 0 && b.read == b.length:
+		err = io.EOF // src is not asked for it
+	case err == io.EOF && b.length >= 0:
 		err = io.ErrUnexpectedEOF
 	}
 	b.err = err
-	if b.closed {
-		return 0, http.ErrBodyReadAfterClose
-	}
 	return n, err
 }
 
-// view is the body of one http.Request. Only the write loop of one connection
-// reads it; Close may come from elsewhere.
+// view is the body of one attempt. Only its engine reads it.
 type view struct {
-	b       *body
-	a       *attempt
-	off     int64
-	trailer http.Header // filled at io.EOF; nil for none
-
-	mu     sync.Mutex
-	closed bool
+	body *body // nil without
+	off  int64 // guarded by body.mu
 }
 
-func (b *body) view(a *attempt, trailer http.Header) *view {
-	return &view{b: b, a: a, trailer: trailer}
-}
-
-// Read passes on what the client sent. The first-byte clock stands still while
-// it waits for the client.
+// Read implements io.Reader: first what was kept, then the source.
 func (v *view) Read(p []byte) (int, error) {
-	v.mu.Lock()
-	closed := v.closed
-	v.mu.Unlock()
-	if closed {
-		return 0, http.ErrBodyReadAfterClose
-	}
 	if len(p) == 0 {
 		return 0, nil
 	}
-	v.a.clock.pause()
-	n, err := v.b.take(p, v.off)
-	v.off += int64(n)
-	if errors.Is(err, io.EOF) && v.trailer != nil {
-		addHeader(v.trailer, v.b.trailer())
+	b := v.body
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.reading && !b.closed && b.current == v && v.off >= b.kept.size {
+		b.idle.Wait() // a view of an earlier attempt is still reading
 	}
-	v.a.clock.restart()
+	n, err := 0, b.err
+	switch {
+	case b.closed || b.current != v:
+		return 0, errBodyGone
+	case v.off < b.kept.size:
+		n, err = b.kept.copy(p, v.off), nil
+	case err == nil:
+		n, err = b.pullLocked(p)
+		if b.closed || b.current != v {
+			return 0, errBodyGone // what came is the next one's
+		}
+	}
+	v.off += int64(n)
+	b.dropLocked()
 	return n, err
 }
 
-// Close ends this attempt's reading; the body itself stays for the next.
-func (v *view) Close() error {
-	v.mu.Lock()
-	v.closed = true
-	v.mu.Unlock()
-	return nil
+// trailer returns the fields behind the body, after Read returned io.EOF.
+func (v *view) trailer() exchange.Fields {
+	v.body.mu.Lock()
+	defer v.body.mu.Unlock()
+	return v.body.trailers
+}
+
+const blockSize = 4 << 10
+
+type block [blockSize]byte
+
+var blocks = sync.Pool{New: func() any { return new(block) }}
+
+// kept is the beginning of a body in pooled memory.
+type kept struct {
+	size  int64
+	list  []*block
+	first [4]*block // of list: small bodies need no more
+}
+
+func (k *kept) append(p []byte) {
+	for len(p) > 0 {
+		at := int(k.size % blockSize)
+		if at == 0 {
+			if k.list == nil {
+				k.list = k.first[:0]
+			}
+			k.list = append(k.list, blocks.Get().(*block)) //nolint:forcetypeassert // the pool holds nothing else
+		}
+		n := copy(k.list[len(k.list)-1][at:], p)
+		k.size += int64(n)
+		p = p[n:]
+	}
+}
+
+// copy copies from off on, which is below size.
+func (k *kept) copy(p []byte, off int64) (n int) {
+	for n < len(p) && off < k.size {
+		at := off % blockSize
+		m := copy(p[n:], k.list[off/blockSize][at:min(blockSize, at+k.size-off)])
+		n += m
+		off += int64(m)
+	}
+	return n
+}
+
+// free gives the memory back.
+func (k *kept) free() {
+	for i, b := range k.list {
+		blocks.Put(b)
+		k.list[i] = nil
+	}
+	k.list, k.size = nil, 0
 }

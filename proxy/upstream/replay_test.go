@@ -3,7 +3,7 @@ package upstream
 import (
 	"errors"
 	"io"
-	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -11,90 +11,194 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"edge/proxy/exchange"
 )
 
-func bodyOf(text string, length int64, limit int) *body {
-	return newBody(&Request{Method: "POST", Length: length, Body: strings.NewReader(text)}, limit)
+func bodyOf(text string, length int64) *body {
+	return newBody(&Request{Method: "POST", Length: length, Body: strings.NewReader(text)}, 0)
+}
+
+func replayable(b *body) bool {
+	ok, _ := b.replayable()
+	return ok
+}
+
+// viewOf begins a view, as an attempt does.
+func viewOf(b *body) *view {
+	v := new(view)
+	b.begin(v)
+	return v
 }
 
 // Whatever earlier views took, a later one sees the body from its first byte, or
-// it is refused because more than the limit was read.
-func TestEveryViewSeesTheWholeBodyOrNone(t *testing.T) {
+// it is not begun because more than the limit was asked for.
+func TestEveryViewSeesTheWholeBody(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.StringN(1, 60, -1).Draw(t, "text")
-		limit := rapid.IntRange(0, 80).Draw(t, "limit")
+		text = strings.Repeat(text, rapid.SampledFrom([]int{1, 300}).Draw(t, "repeated")) // beyond a block
+		limit := rapid.IntRange(0, len(text)+20).Draw(t, "limit")
 		length := int64(-1)
 		if rapid.Bool().Draw(t, "known") {
 			length = int64(len(text))
 		}
-		b := bodyOf(text, length, limit)
-		read := 0
-		for range rapid.IntRange(0, 3).Draw(t, "attempts") {
+		b := bodyOf(text, length)
+		b.limit = int64(limit)
+		attempts := rapid.IntRange(0, 3).Draw(t, "attempts")
+		for range attempts {
+			v := viewOf(b)
 			n := rapid.IntRange(0, len(text)).Draw(t, "taken")
-			v := b.view(&attempt{}, nil)
-			if got, err := io.ReadAll(io.LimitReader(v, int64(n))); err == nil && string(got) != text[:n] {
-				t.Fatalf("view read %q of %q", got, text)
+			got, err := io.ReadAll(io.LimitReader(v, int64(n)))
+			if err != nil || string(got) != text[:n] {
+				t.Fatalf("view read %q, %v of %q", got, err, text[:n])
 			}
-			v.Close()
-			if read <= limit {
-				read = max(read, n)
+			if replayable(b) != (b.read <= int64(limit)) {
+				t.Fatalf("replayable %v after %d bytes of limit %d", replayable(b), b.read, limit)
+			}
+			if !replayable(b) {
+				return
+			}
+			if b.kept.size != b.read || b.kept.size > int64(limit) {
+				t.Fatalf("%d bytes kept of %d, limit %d", b.kept.size, b.read, limit)
 			}
 		}
-		if got := b.replayable(); got != (read <= limit) {
-			t.Fatalf("replayable %v after %d bytes of limit %d", got, read, limit)
+		last := viewOf(b)
+		if rapid.Bool().Draw(t, "early reply") {
+			b.forget()
+			if replayable(b) {
+				t.Fatal("replayable after the reply began")
+			}
 		}
-		got, err := io.ReadAll(b.view(&attempt{}, nil))
-		switch {
-		case read <= limit && (err != nil || string(got) != text):
+		if got, err := io.ReadAll(last); err != nil || string(got) != text {
 			t.Fatalf("last view %q, %v; want %q", got, err, text)
-		case read > limit && !errors.Is(err, http.ErrBodyReadAfterClose):
-			t.Fatalf("last view %q, %v; want ErrBodyReadAfterClose", got, err)
+		}
+		if n := len(b.kept.list); n > 0 && (b.final || b.beyond) {
+			t.Fatalf("%d blocks kept for nothing", n)
 		}
 	})
 }
 
+// An engine has left a goroutine in a Read of the source, and the request is
+// sent again meanwhile.
+func TestWhatALateReadBringsIsForTheNextAttempt(t *testing.T) {
+	for name, early := range map[string]bool{"before the reply": false, "after the reply began": true} {
+		t.Run(name, func(t *testing.T) {
+			r, w := io.Pipe()
+			b := newBody(&Request{Method: "POST", Length: -1, Body: r}, 100)
+			first := viewOf(b)
+			var late, next sync.WaitGroup
+			got := make([]byte, 10)
+			late.Go(func() {
+				if n, err := io.ReadFull(first, got[:2]); n != 2 || err != nil {
+					t.Errorf("first view: %d, %v", n, err)
+				}
+				if n, err := first.Read(got); n != 0 || !errors.Is(err, errBodyGone) {
+					t.Errorf("late Read of the first view: %d, %v; want errBodyGone", n, err)
+				}
+			})
+			_, _ = io.WriteString(w, "ab")
+			for reading := false; !reading; { // into the second Read
+				b.mu.Lock()
+				reading = b.reading && b.read == 2
+				b.mu.Unlock()
+			}
+			second := viewOf(b)
+			if early {
+				b.forget()
+			}
+			next.Go(func() {
+				if all, err := io.ReadAll(second); string(all) != "abcdef" || err != nil {
+					t.Errorf("second view %q, %v; want abcdef", all, err)
+				}
+			})
+			_, _ = io.WriteString(w, "cd")
+			late.Wait()
+			_, _ = io.WriteString(w, "ef")
+			w.Close()
+			next.Wait()
+			b.close()
+			if b.kept.list != nil {
+				t.Error("memory is kept after the end")
+			}
+		})
+	}
+}
+
+func TestReadBeyondTheLimitDecidesBeforeItEnds(t *testing.T) {
+	r, w := io.Pipe()
+	b := newBody(&Request{Method: "POST", Length: -1, Body: r}, 0)
+	b.limit = 2
+	v := viewOf(b)
+	var reader sync.WaitGroup
+	reader.Go(func() { _, _ = io.ReadAll(v) })
+	_, _ = io.WriteString(w, "ab")
+	for replayable(b) { // until the next Read has begun
+		runtime.Gosched()
+	}
+	b.mu.Lock()
+	read := b.read
+	b.mu.Unlock()
+	if read != 2 {
+		t.Errorf("%d bytes read, want 2 and a Read under way", read)
+	}
+	w.Close()
+	reader.Wait()
+}
+
 func TestEndOfKnownLengthIsNotAskedFor(t *testing.T) {
 	b := newBody(&Request{Method: "POST", Length: 2, Body: io.MultiReader(strings.NewReader("ab"), failing{errors.New("asked")})}, 0)
-	if got, err := io.ReadAll(b.view(&attempt{}, nil)); string(got) != "ab" || err != nil {
+	if got, err := io.ReadAll(viewOf(b)); string(got) != "ab" || err != nil {
 		t.Errorf("read %q, %v; want ab", got, err)
-	}
-	if err := b.failure(); err != nil {
-		t.Errorf("failure %v, want none", err)
 	}
 }
 
 func TestBodyThatEndsWithItsLastBytes(t *testing.T) {
-	b := newBody(&Request{Method: "POST", Length: 2, Body: iotest.DataErrReader(strings.NewReader("ab"))}, 0)
-	if got, err := io.ReadAll(b.view(&attempt{}, nil)); string(got) != "ab" || err != nil {
-		t.Errorf("read %q, %v; want ab", got, err)
+	for name, length := range map[string]int64{"known": 2, "unknown": -1} {
+		b := newBody(&Request{Method: "POST", Length: length, Body: iotest.DataErrReader(strings.NewReader("ab"))}, 10)
+		for range 2 {
+			if got, err := io.ReadAll(viewOf(b)); string(got) != "ab" || err != nil {
+				t.Errorf("%s: read %q, %v; want ab", name, got, err)
+			}
+		}
 	}
 }
 
-func TestReplyEndsTheKeeping(t *testing.T) {
-	b := bodyOf("abcdef", -1, 100)
-	v := b.view(&attempt{}, nil)
-	io.ReadFull(v, make([]byte, 2))
-	b.forget()
-	if b.replayable() {
-		t.Error("replayable after the reply began")
-	}
-	if rest, err := io.ReadAll(v); string(rest) != "cdef" || err != nil || b.kept != nil {
-		t.Errorf("rest %q, %v, %d bytes kept; want cdef and none", rest, err, len(b.kept))
+func TestBodyShorterThanItsLength(t *testing.T) {
+	if _, err := io.ReadAll(viewOf(bodyOf("ab", 3))); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("error %v, want io.ErrUnexpectedEOF", err)
 	}
 }
 
-func TestClosedViewAndBodyAreNotRead(t *testing.T) {
-	b := bodyOf("abc", -1, 100)
-	v := b.view(&attempt{}, nil)
-	v.Close()
-	if _, err := v.Read(make([]byte, 1)); !errors.Is(err, http.ErrBodyReadAfterClose) {
-		t.Errorf("closed view: %v, want ErrBodyReadAfterClose", err)
+// Trailers are asked for once, while a close would still wait for it.
+func TestTrailersAreTakenAtTheEnd(t *testing.T) {
+	asked := 0
+	b := newBody(&Request{Method: "POST", Length: -1, Body: strings.NewReader("ab"), Trailer: func() exchange.Fields {
+		asked++
+		return exchange.Fields{{Name: "x-sum", Value: "1"}}
+	}}, 10)
+	for range 2 {
+		v := viewOf(b)
+		if _, err := io.ReadAll(v); err != nil || v.trailer().Get("x-sum") != "1" {
+			t.Errorf("trailer %v, %v; want x-sum: 1", v.trailer(), err)
+		}
 	}
-	other := b.view(&attempt{}, nil)
+	if asked != 1 {
+		t.Errorf("asked %d times, want once", asked)
+	}
+}
+
+func TestOldViewsAndClosedBodiesAreNotRead(t *testing.T) {
+	b := bodyOf("abc", -1)
+	old := viewOf(b)
+	v := viewOf(b)
+	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, errBodyGone) {
+		t.Errorf("old view: %v, want errBodyGone", err)
+	}
+	b.abort()
+	if _, err := v.Read(make([]byte, 1)); !errors.Is(err, errBodyGone) || replayable(b) || !b.stopped() {
+		t.Errorf("view of an aborted body: %v, want errBodyGone and no other view", err)
+	}
 	b.close()
-	if _, err := other.Read(make([]byte, 1)); !errors.Is(err, http.ErrBodyReadAfterClose) {
-		t.Errorf("view of a closed body: %v, want ErrBodyReadAfterClose", err)
-	}
 }
 
 func TestNoBodyIsNil(t *testing.T) {
@@ -103,7 +207,7 @@ func TestNoBodyIsNil(t *testing.T) {
 		"zero length": {Method: "POST", Body: strings.NewReader("x")},
 		"upgrade":     {Method: "GET", Length: 1, Body: strings.NewReader("x"), Upgrade: true},
 	} {
-		if b := newBody(req, 10); b != nil || !b.replayable() || b.failure() != nil {
+		if b := newBody(req, 10); b != nil || !replayable(b) || b.stopped() {
 			t.Errorf("%s: %v, want nil and replayable", name, b)
 		}
 	}
@@ -119,11 +223,12 @@ func TestCloseInterruptsAReadThatBeginsMeanwhile(t *testing.T) {
 			Method: "POST", Length: -1, Interrupt: func() { close(interrupted) },
 			Body: readFunc(func([]byte) (int, error) { <-interrupted; return 0, io.ErrClosedPipe }),
 		}, 0)
+		v := viewOf(b)
 		var both sync.WaitGroup
 		b.mu.Lock()
 		both.Go(b.close)
 		<-time.After(2 * time.Millisecond)
-		both.Go(func() { _, _ = b.view(&attempt{}, nil).Read(make([]byte, 1)) })
+		both.Go(func() { _, _ = v.Read(make([]byte, 1)) })
 		<-time.After(2 * time.Millisecond)
 		b.mu.Unlock()
 		b.mu.Lock() // close wakes in vain, and asks for the order

@@ -243,9 +243,9 @@ func (s *stubborn) Read([]byte) (int, error) {
 	return 0, errors.New("interrupted")
 }
 
-func (s *stubborn) request() *Request {
+func (s *stubborn) request(length int64) *Request {
 	req := post("")
-	req.Length, req.Body, req.Interrupt = 10, s, func() { close(s.interrupted) }
+	req.Length, req.Body, req.Interrupt = length, s, func() { close(s.interrupted) }
 	return req
 }
 
@@ -257,7 +257,7 @@ func TestCloseLeavesNobodyInTheClientsBody(t *testing.T) {
 		}
 	})
 	body := newStubborn()
-	resp := do(t, open(t, poolOf(url)), body.request())
+	resp := do(t, open(t, poolOf(url)), body.request(-1))
 	within(t, patience, "upload", body.entered)
 	if got := text(t, resp); got != "early" {
 		t.Errorf("reply %q, want early", got)
@@ -277,7 +277,7 @@ func TestLossOfAnEndpointDoesNotWaitForTheClient(t *testing.T) {
 	p := open(t, poolOf(url))
 	failed := make(chan error, 1)
 	go func() {
-		_, err := p.Do(t.Context(), body.request())
+		_, err := p.Do(t.Context(), body.request(-1))
 		failed <- err
 	}()
 	err := within(t, patience, "Do", failed)
@@ -286,20 +286,90 @@ func TestLossOfAnEndpointDoesNotWaitForTheClient(t *testing.T) {
 	}
 }
 
-func TestEndOfContextDoesNotWaitForTheClient(t *testing.T) {
-	body := newStubborn()
+// A small body is read before there is a connection, a large one while the reply
+// may come already.
+func TestEndOfARequestDoesNotWaitForTheClient(t *testing.T) {
 	s := serve(t, func(_ http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
-	ctx, cancel := context.WithCancel(t.Context())
 	p := open(t, poolOf(s.URL))
-	failed := make(chan error, 1)
-	go func() {
-		_, err := p.Do(ctx, body.request())
-		failed <- err
-	}()
-	within(t, patience, "upload", body.entered)
-	cancel()
-	if err := within(t, prompt, "Do", failed); !errors.Is(err, context.Canceled) || body.inside.Load() != 0 {
-		t.Errorf("error %v with %d inside, want context.Canceled with 0", err, body.inside.Load())
+	enough := errors.New("enough")
+	for name, length := range map[string]int64{"small": 10, "large": 1 << 30, "unknown length": -1} {
+		for _, by := range []string{"context", "Canceler"} {
+			t.Run(name+" by "+by, func(t *testing.T) {
+				body := newStubborn()
+				req := body.request(length)
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				end := func() { cancel(enough) }
+				if by == "Canceler" {
+					ctx, req.Canceler = context.Background(), new(exchange.Canceler)
+					end = func() { req.Canceler.Cancel(enough) }
+				}
+				failed := make(chan error, 1)
+				go func() {
+					_, err := p.Do(ctx, req)
+					failed <- err
+				}()
+				within(t, patience, "upload", body.entered)
+				end()
+				if err := within(t, prompt, "Do", failed); !errors.Is(err, enough) || body.inside.Load() != 0 {
+					t.Errorf("error %v with %d inside, want %v with 0", err, body.inside.Load(), enough)
+				}
+			})
+		}
+	}
+	if n := p.endpoints[0].inflight.Load(); n != 0 {
+		t.Errorf("inflight %d after the end, want 0", n)
+	}
+}
+
+func TestCancelerAbortsAReply(t *testing.T) {
+	url, left := endless(t)
+	req := get("/")
+	req.Canceler = new(exchange.Canceler)
+	resp := do(t, open(t, poolOf(url)), req)
+	buf := make([]byte, 10)
+	resp.Read(buf)
+	gone := errors.New("client gone")
+	req.Canceler.Cancel(gone)
+	within(t, prompt, "endpoint sees the client leave", left)
+	if _, err := resp.Read(buf); !errors.Is(err, gone) {
+		t.Errorf("Read: %v, want %v", err, gone)
+	}
+}
+
+// What ends late must not hit whoever uses a Canceler's memory next.
+func TestNothingCancelsAfterClose(t *testing.T) {
+	s := serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
+	p := open(t, poolOf(s.URL))
+	for range 200 {
+		var canceler exchange.Canceler
+		ctx, cancel := context.WithCancel(t.Context())
+		req := get("/")
+		req.Canceler = &canceler
+		resp, err := p.Do(ctx, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go cancel()
+		io.Copy(io.Discard, resp)
+		resp.Close()
+		canceler = exchange.Canceler{} // a race with a Cancel that comes late
+	}
+}
+
+func TestCancelledRequestIsNotSent(t *testing.T) {
+	p := open(t, poolOf(refused(t))) // would be a DialError
+	enough := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(enough)
+	if _, err := p.Do(ctx, get("/")); !errors.Is(err, enough) {
+		t.Errorf("context: %v, want %v", err, enough)
+	}
+	req := get("/")
+	req.Canceler = new(exchange.Canceler)
+	req.Canceler.Cancel(enough)
+	if _, err := p.Do(t.Context(), req); !errors.Is(err, enough) {
+		t.Errorf("Canceler: %v, want %v", err, enough)
 	}
 }
 

@@ -19,25 +19,40 @@
 //
 //   - An endpoint that cannot be dialled (refused, unreachable, handshake failed,
 //     pool's connect timeout) has accepted no byte, so any request moves on to
-//     another endpoint; nothing of its body was read yet.
-//   - A kept-alive connection that turns out dead before a byte was written is
-//     replaced by a fresh one, for any method.
+//     another endpoint. So it does when the server cannot have acted on it: the
+//     connection took no byte, or HTTP/2 said so (RFC 9113 section 8.7).
 //   - GET, HEAD, OPTIONS and TRACE, which are safe (RFC 9110 section 9.2.1), also
-//     move on when the connection was lost before the first byte of a reply. If
-//     they have a body, its first Retry.Replay bytes are kept until then and
-//     replayed; a longer one, once read, is not sent again.
-//   - Nothing else is sent again: not a POST of which a byte may have been
-//     accepted, also not with an Idempotency-Key; nothing after a byte of a reply,
-//     nothing after a first-byte timeout.
+//     move on when the connection was lost before the first byte of a reply.
 //
-// # Limits of this engine
+// A kept-alive connection may end while a request is on its way to it. That is
+// nobody's fault and costs no attempt; any request goes to the same endpoint once
+// more, on a connection of its own, at most twice:
 //
-// The connections are net/http's Transport, for now. It does not tell whether a
-// kept-alive connection was closed by the server just before or just after a POST
-// arrived, so such a POST is a LostError; idle connections live 4 s, shorter than
-// the servers keep them, to make that rare. It closes the connection of a reply
-// that ended before the request did. It does not keep the order of fields with
-// different names, though it keeps that of equal names.
+//   - when the connection took no byte of it, and
+//   - when the server ended the connection within 250 ms of our last byte, before
+//     a byte of a reply ("idle race"). Servers that work on a request before they
+//     break off take longer, or so we assume: the request of one that does not is
+//     the only one that can be carried out twice.
+//
+// For all this the beginning of a body is kept until the reply begins, and
+// replayed: Retry.Replay bytes, or 64 KiB if that is more. A longer one, once that
+// much of it was read, is not sent again, and one longer than Retry.Replay not if
+// a byte of it may have been accepted. Nor is anything after a byte of a reply or a
+// first-byte timeout, nor a POST otherwise, also not with an Idempotency-Key.
+//
+// # Engines
+//
+// The bytes are moved by proxy/http1 and proxy/http2, by the protocol of the
+// pool; connections of different protocols are not shared. The fields of a
+// request are sent in order and in the case they have (HTTP/2 has lower case
+// only), those of a reply come as they were sent. HTTP/2 has no websockets here:
+// an Upgrade to such a pool is an ErrBadRequest. Idle connections of HTTP/1.1 live
+// 4 s, shorter than the servers keep them: uvicorn closes after 5. Those of HTTP/2
+// live as long as its engine says, as a server announces their end.
+//
+// A body of known length up to 64 KiB is read, as far as it is there, before the
+// request takes a connection. A larger one, or one of unknown length, is read while
+// the reply may come already.
 package upstream
 
 import (
@@ -61,17 +76,16 @@ type Options struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Request is what a Pool sends. It is read until Do returns; Body, Trailer and
-// Interrupt are used until Response.Close (or the error of Do) returns, and
-// never after.
+// Request is what a Pool sends. It is read until Do returns; Body, Trailer,
+// Interrupt and Canceler are used until Response.Close (or the error of Do)
+// returns, and never after.
 type Request struct {
 	Method string
 	Target string // as it came: origin form ("/v1/models?x=1") or "*"
 	Host   string // the Host field; "" means the endpoint's own
 
-	// Header is sent as given, without the fields this package writes
-	// itself: Host, Content-Length, Transfer-Encoding, Trailer, Expect and the
-	// connection's own (Connection, Upgrade, Keep-Alive, Proxy-Connection).
+	// Header is sent as given, without the fields that the engine writes itself,
+	// which are listed at exchange.Call: those of framing and of the connection.
 	Header exchange.Fields
 
 	Length int64     // bytes of Body; 0 is no body at all, -1 is unknown and sent chunked
@@ -84,8 +98,12 @@ type Request struct {
 	// Interrupt makes a Read of Body that waits for the client return soon,
 	// with any error. It is called at most once, and only while such a Read
 	// blocks the end of the exchange: the reply is over, or the upstream is
-	// lost, or ctx is done. nil means the end waits for the Read.
+	// lost, or the request was cancelled. nil means the end waits for the Read.
 	Interrupt func()
+
+	// Continue has the endpoint asked before the body is read ("Expect:
+	// 100-continue").
+	Continue bool
 
 	// Interim is called for each 1xx reply but 101 before Do returns. nil
 	// drops them; more than 8 are an invalid response in any case.
@@ -99,20 +117,26 @@ type Request struct {
 	// reply; the time spent waiting for the client's body does not count, the
 	// time an endpoint takes to accept a piece of it does. 0 is unlimited.
 	FirstByte time.Duration
+
+	// Canceler ends the request at any time, also while its reply is read, and
+	// costs less than the context of Do, whose end cancels it as well. It
+	// belongs to this request alone. nil means Do makes its own.
+	Canceler *exchange.Canceler
 }
 
 // Errors of Do. Besides these it returns a *DialError, a *LostError or a
-// *BodyError, or an error that wraps the cause of the end of ctx.
+// *BodyError, or an error that wraps the cause given to the Canceler or that of
+// the end of ctx.
 var (
 	// ErrNoEndpoint says that health checks hold every endpoint of the pool down.
 	ErrNoEndpoint = errors.New("no healthy endpoint")
 	// ErrFirstByteTimeout says that the request was sent and no reply began in time.
-	ErrFirstByteTimeout = errors.New("no reply in time")
+	ErrFirstByteTimeout = exchange.ErrFirstByte
 	// ErrInvalidResponse is wrapped by a LostError whose endpoint did answer, but not
-	// in HTTP/1.1 as we take it: malformed, a head over 64 KiB, too many 1xx.
-	ErrInvalidResponse = errors.New("invalid response")
-	// ErrBadRequest says that the request cannot be expressed in HTTP/1.1; it was not sent.
-	ErrBadRequest = errors.New("request cannot be sent")
+	// in its protocol as we take it: malformed, a head over 64 KiB, too many 1xx.
+	ErrInvalidResponse = exchange.ErrInvalidReply
+	// ErrBadRequest says that the request cannot be expressed in the protocol; it was not sent.
+	ErrBadRequest = exchange.ErrUnsendable
 )
 
 // DialError says that no endpoint could be connected to, so that no byte of the
@@ -142,8 +166,6 @@ func (e *DialError) Timeout() bool {
 type LostError struct {
 	Endpoint string
 	Err      error
-
-	answered bool // a byte of a reply had arrived
 }
 
 // Error names the endpoint; it is for the log, not for clients.
@@ -154,13 +176,7 @@ func (e *LostError) Unwrap() error { return e.Err }
 
 // BodyError says that Request.Body failed, which is no fault of an endpoint. A
 // body shorter than Request.Length fails with io.ErrUnexpectedEOF.
-type BodyError struct{ Err error }
-
-// Error describes the cause.
-func (e *BodyError) Error() string { return fmt.Sprintf("read request body: %v", e.Err) }
-
-// Unwrap returns what Body.Read returned.
-func (e *BodyError) Unwrap() error { return e.Err }
+type BodyError = exchange.BodyError
 
 // PoolStatus is one pool of the committed configuration.
 type PoolStatus struct {
@@ -173,7 +189,7 @@ type EndpointStatus struct {
 	URL       string    `json:"url"`
 	Healthy   bool      `json:"healthy"`    // false keeps requests away
 	Inflight  int       `json:"inflight"`   // requests whose reply has not been closed
-	Requests  uint64    `json:"requests"`   // attempts since the pool first named the endpoint
+	Requests  uint64    `json:"requests"`   // tries since the pool first named the endpoint
 	LastError string    `json:"last_error"` // of the last failed check or attempt; "" when there was none
 	Since     time.Time `json:"since"`      // of the last change of Healthy, or of the first sight
 }
