@@ -97,6 +97,7 @@ type Change struct {
 	next     *state
 	files    map[string]*certificate
 	vault    *vault.Vault    // opened for this change; nil when there is one already
+	keys     *vault.Keyring  // of vault; nil when nothing is sealed
 	snapshot *vault.Snapshot // likewise
 	warnings []config.Problem
 }
@@ -165,6 +166,7 @@ func (c *Change) openStorage(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	c.keys = keys
 	c.vault = vault.New(s, vault.Options{Keys: keys, Logger: m.log})
 	if cfg.Storage.Snapshot != "" {
 		if c.snapshot, err = vault.OpenSnapshot(cfg.Storage.Snapshot, keys); err != nil {
@@ -265,6 +267,7 @@ func (c *Change) Commit() {
 	m.files = c.files
 	if m.vault == nil && c.vault != nil {
 		m.vault, m.snapshot, m.storage = c.vault, c.snapshot, c.next.cfg.Storage
+		m.tickets.share(c.keys.Secrets(ticketSecret))
 	}
 	m.unsettled = true
 	for id, j := range m.jobs {

@@ -205,7 +205,7 @@ func (m *Manager) newPolicy(listenerName string, d demand, ca *clientCA, c *conf
 		t.ClientAuth, t.ClientCAs = tls.RequireAndVerifyClientCert, ca.pool
 		mark += " ca=" + ca.digest
 	}
-	m.tickets.bind(t, mark)
+	m.tickets.bind(t, mark, ca == nil)
 	return &policy{mark: mark, config: t}
 }
 

@@ -2,8 +2,10 @@ package http1
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -55,11 +57,12 @@ func smallPost(body *strings.Reader) *exchange.Call {
 
 // doAll does the call and reads its reply into buf.
 func doAll(tb testing.TB, c *Client, call *exchange.Call, buf []byte) {
+	tb.Helper()
 	reply, err := c.Do(call)
 	for err == nil {
 		_, err = reply.Body.Read(buf)
 	}
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		tb.Fatal(err)
 	}
 	_ = reply.Body.Close()
@@ -192,10 +195,11 @@ func BenchmarkDo(b *testing.B) {
 		b.Fatal(err)
 	}
 	serve := clockwork(len(head)+len(kilobyte), smallReply)
+	b.Run("TCP with net/http", func(b *testing.B) { benchmarkTransport(b, rawServer(b, Options{}, serve).dial) })
 	for name, start := range map[string]func() *Client{
 		"memory": func() *Client { return parrotClient(smallReply) },
 		"TCP":    func() *Client { return rawServer(b, Options{}, serve) },
-		"TLS":    func() *Client { return tlsServer(b, Options{}, true, serve) },
+		"TLS":    func() *Client { return tlsServer(b, true, serve) },
 	} {
 		b.Run(name, func(b *testing.B) {
 			c := start()
@@ -207,6 +211,37 @@ func BenchmarkDo(b *testing.B) {
 				doAll(b, c, call, buf)
 			}
 		})
+	}
+}
+
+// benchmarkTransport is the same with net/http, to compare with.
+func benchmarkTransport(b *testing.B, dial func(context.Context) (net.Conn, error)) {
+	b.Helper()
+	tr := &http.Transport{
+		DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		ResponseHeaderTimeout: time.Minute, DisableCompression: true,
+	}
+	defer tr.CloseIdleConnections()
+	call := smallPost(strings.NewReader(kilobyte))
+	buf := make([]byte, 4096)
+	b.ReportAllocs()
+	for b.Loop() {
+		r, err := http.NewRequestWithContext(b.Context(), call.Method, "http://"+call.Host+call.Target, strings.NewReader(kilobyte))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, f := range call.Header {
+			r.Header.Add(f.Name, f.Value)
+		}
+		// The same bytes, so that the server, which only counts, answers in time.
+		resp, err := tr.RoundTrip(r)
+		for err == nil {
+			_, err = resp.Body.Read(buf)
+		}
+		if !errors.Is(err, io.EOF) {
+			b.Fatal(err)
+		}
+		_ = resp.Body.Close()
 	}
 }
 

@@ -109,10 +109,10 @@ func (b *body) readChunks(p []byte) (int, error) {
 func (b *body) readInPlace(p []byte) (int, error) {
 	k, err := b.c.nc.Read(p)
 	n, used, derr := b.chunks.decode(p, p[:k])
-	switch derr { //nolint:errorlint // as decode returns it
-	case nil:
+	if derr == nil {
 		return n, cut(err)
-	case io.EOF:
+	}
+	if derr == io.EOF { //nolint:errorlint // as decode returns it
 		b.c.keep = b.c.keep && used == k
 		return n, io.EOF
 	}
@@ -136,10 +136,10 @@ func (b *body) readBuffered(p []byte) (int, error) {
 
 // cut is the meaning of an err of a Read in the middle of a reply.
 func cut(err error) error {
-	switch err { //nolint:errorlint // as connections return it
-	case nil:
+	if err == nil {
 		return nil
-	case io.EOF:
+	}
+	if err == io.EOF { //nolint:errorlint // as connections return it
 		return errCut
 	}
 	return fmt.Errorf("read reply: %w", err)

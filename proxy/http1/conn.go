@@ -31,6 +31,7 @@ type conn struct {
 	sys     syscall.RawConn       // nil when there is no socket to look at
 	look    func(fd uintptr) bool // sets quiet; made once, not for each look
 	quiet   bool
+	probe   [1]byte
 	used    bool // has carried a request before this one
 	expires time.Time
 	told    time.Duration // life of an idle connection as the server told; -1 when not
@@ -106,12 +107,11 @@ const glance = time.Microsecond
 
 // silent reports whether a read has nothing to return before the deadline.
 func (c *conn) silent(nc net.Conn, deadline time.Time) bool {
-	var b [1]byte
 	c.timed = true
 	if nc.SetReadDeadline(deadline) != nil {
 		return false
 	}
-	n, err := nc.Read(b[:])
+	n, err := nc.Read(c.probe[:])
 	return n == 0 && isTimeout(err)
 }
 

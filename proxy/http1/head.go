@@ -69,31 +69,49 @@ func cutLine(s string) (line, rest string) {
 	return s[:i-1], s[i+1:]
 }
 
-// parseFields appends the fields of s, which ends with the empty line. They are
-// substrings of s (RFC 9112 5).
+// parseFields appends the fields of s, which headScan has seen and which ends
+// with the empty line. They are substrings of s (RFC 9112 5). A line end stops
+// both loops over its bytes, so that they need no look at the length.
 func parseFields(f exchange.Fields, s string) (exchange.Fields, error) {
-	for {
-		line, rest := cutLine(s)
-		if line == "" {
-			return f, nil
+	for s != crlf {
+		i := 0
+		for class[s[i]]&tokenByte != 0 {
+			i++
 		}
-		if isBlank(line[0]) {
-			return nil, errFold
+		if s[i] != ':' || i == 0 {
+			return nil, fieldNameError(s)
 		}
-		name, value, ok := strings.Cut(line, ":")
-		if !ok {
-			return nil, errColon
+		name := s[:i]
+		for i++; isBlank(s[i]); i++ {
 		}
-		value = trimOWS(value)
-		if !isToken(name) { // a blank before the colon, too: RFC 9112 5.1
-			return nil, errName
+		start, end := i, i // of the value, without blanks behind it
+		for class[s[i]]&valueByte != 0 {
+			if i++; !isBlank(s[i-1]) {
+				end = i
+			}
 		}
-		if !isFieldValue(value) {
+		if s[i:i+len(crlf)] != crlf {
 			return nil, errValue
 		}
-		f = append(f, exchange.Field{Name: name, Value: value})
-		s = rest
+		f = append(f, exchange.Field{Name: name, Value: s[start:end]})
+		s = s[i+len(crlf):]
 	}
+	return f, nil
+}
+
+const crlf = "\r\n"
+
+// fieldNameError says what is wrong with the first line of s, whose beginning is
+// no name with a colon. A blank before the colon is none: RFC 9112 5.1.
+func fieldNameError(s string) error {
+	line, _ := cutLine(s)
+	switch {
+	case isBlank(s[0]):
+		return errFold
+	case !strings.Contains(line, ":"):
+		return errColon
+	}
+	return errName
 }
 
 func isBlank(c byte) bool { return c == ' ' || c == '\t' }

@@ -65,7 +65,8 @@ type Client struct {
 
 // NewClient returns a Client for the server that dial connects to, which gives up
 // when its ctx is done. A connection with TLS comes from dial after its handshake;
-// below it there should be a [NoteEOF].
+// below it there should be a [NoteEOF]. What else wraps a connection has a method
+// NetConn() net.Conn, as *tls.Conn has, so that the socket is found.
 func NewClient(dial func(ctx context.Context) (net.Conn, error), o Options) *Client {
 	if o.Idle <= 0 {
 		o.Idle = defaultIdle
@@ -121,7 +122,7 @@ func (c *Client) take(call *exchange.Call) (*conn, error) {
 			break
 		}
 		if !cn.alive() {
-			cn.close()
+			cn.abandon()
 			continue
 		}
 		cn.call = call

@@ -19,7 +19,7 @@ func TestNoConnection(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
 	c := NewClient(func(context.Context) (net.Conn, error) { return nil, refused }, Options{})
 	_, err := c.Do(post("hello"))
-	if d, ok := errors.AsType[*exchange.DialError](err); !ok || !errors.Is(err, syscall.ECONNREFUSED) || d.Err != refused {
+	if d, ok := errors.AsType[*exchange.DialError](err); !ok || !errors.Is(err, syscall.ECONNREFUSED) || d.Err == nil {
 		t.Errorf("%v, want a DialError", err)
 	}
 }
@@ -135,6 +135,18 @@ func TestSilenceBeforeTheReplyIsBounded(t *testing.T) {
 				s.whole()
 			},
 			false, 2*limit - 2,
+		},
+		{
+			"also behind an upload", func() *exchange.Call { return uploadOf(-1, &slow{pieces: 1, every: time.Second}) },
+			func(s *serverConn) {
+				r := s.request()
+				s.say("HTTP/1.1 102 Wait\r\n\r\n") // before the silence counts
+				io.Copy(io.Discard, r.Body)
+				time.Sleep(limit - 1)
+				s.say("HTTP/1.1 102 Wait\r\n\r\n")
+				time.Sleep(limit)
+			},
+			true, 2*time.Second + 2*limit - 1,
 		},
 		{
 			"the time that the client takes is its own",

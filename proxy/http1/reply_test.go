@@ -297,7 +297,7 @@ func TestChunksAreReadWithAnyBuffer(t *testing.T) {
 				}
 				got = append(got, buf[:n]...)
 			}
-			if string(got) != "abc012345678901234567" || err != io.EOF || c.Idle() != 1 {
+			if string(got) != "abc012345678901234567" || !errors.Is(err, io.EOF) || c.Idle() != 1 {
 				t.Errorf("buffer of %d, %d at a time: %q, %v, %d idle", size, piece, got, err, c.Idle())
 			}
 			c.Close()
@@ -321,5 +321,24 @@ func TestChunksThatAreThereComeInOneRead(t *testing.T) {
 			t.Errorf("first Read returned %q, %v; want %q", got, err, want)
 		}
 		c.Close()
+	}
+}
+
+// Heads of all sizes share the buffer with what came before them.
+func TestLargeHeadsBehindLargeHeads(t *testing.T) {
+	for _, first := range []int{100, 5_000, 8_100, 8_150, 20_000, 65_000} {
+		for _, second := range []int{100, 4_000, 8_150, 30_000, 65_000} {
+			a, b := strings.Repeat("a", first), strings.Repeat("b", second)
+			tape := "HTTP/1.1 103 Early Hints\r\nA: " + a + "\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nB: " + b + "\r\n\r\nok"
+			call := get("/")
+			hint := ""
+			call.Interim = func(_ int, f exchange.Fields) { hint = f.Get("a") }
+			for _, piece := range []int{1 << 20, 1000} {
+				h := hear(t, tape, call, piece)
+				if h.err != nil || h.body != "ok" || h.reply.Header.Get("b") != b || hint != a || !h.kept {
+					t.Errorf("%d and %d bytes, %d at a time: %q, %v", first, second, piece, h.body, h.err)
+				}
+			}
+		}
 	}
 }

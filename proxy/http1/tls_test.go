@@ -17,7 +17,7 @@ import (
 )
 
 // tlsServer is rawServer under TLS. With note, dial puts a NoteEOF below.
-func tlsServer(tb testing.TB, o Options, note bool, script func(*serverConn)) *Client {
+func tlsServer(tb testing.TB, note bool, script func(*serverConn)) *Client {
 	tb.Helper()
 	certs := httptest.NewTLSServer(nil) // for its certificate
 	serverConf := &tls.Config{Certificates: certs.TLS.Certificates, MinVersion: tls.VersionTLS12}
@@ -44,7 +44,7 @@ func tlsServer(tb testing.TB, o Options, note bool, script func(*serverConn)) *C
 		}
 		return t, nil
 	}
-	return runServer(tb, &tlsListener{l, serverConf}, dial, o, script)
+	return runServer(tb, &tlsListener{l, serverConf}, dial, Options{}, script)
 }
 
 type tlsListener struct {
@@ -84,7 +84,7 @@ func (c *cork) pull() {
 
 func TestOverTLS(t *testing.T) {
 	var conns atomic.Int32
-	c := tlsServer(t, Options{}, true, echo(&conns))
+	c := tlsServer(t, true, echo(&conns))
 	large := strings.Repeat("long", 50_000)
 	for _, x := range []struct {
 		call *exchange.Call
@@ -130,7 +130,7 @@ func TestAReplyThatEndsWithTLSNeedsAGoodbye(t *testing.T) {
 		{"goodbye that cannot be seen", false, polite, true},
 		{"FIN that cannot be seen", false, rude, true},
 	} {
-		c := tlsServer(t, Options{}, x.note, x.script)
+		c := tlsServer(t, x.note, x.script)
 		_, body, err := fetch(t, c, get("/"))
 		if body != "to the end" || (err != nil) != x.fails {
 			t.Errorf("%s: %q, %v; want an error: %v", x.name, body, err, x.fails)
@@ -153,7 +153,7 @@ func TestBytesBehindAReplySpoilTheConnectionUnderTLS(t *testing.T) {
 	} {
 		var conns atomic.Int32
 		done := make(chan struct{}, 2)
-		c := tlsServer(t, Options{}, true, func(s *serverConn) {
+		c := tlsServer(t, true, func(s *serverConn) {
 			if conns.Add(1) > 1 {
 				s.whole()
 				s.say(noContent)
@@ -188,7 +188,7 @@ func TestBytesBehindAReplySpoilTheConnectionUnderTLS(t *testing.T) {
 // tls.Conn.Close would wait up to 5 s for room to say goodbye in.
 func TestCancelDoesNotWaitForATLSServerThatTakesNothing(t *testing.T) {
 	release := make(chan struct{})
-	c := tlsServer(t, Options{}, true, func(s *serverConn) { s.request(); <-release })
+	c := tlsServer(t, true, func(s *serverConn) { s.request(); <-release })
 	defer close(release)
 	body := &endless{}
 	call := uploadOf(-1, body)
@@ -215,7 +215,7 @@ func TestCancelDoesNotWaitForATLSServerThatTakesNothing(t *testing.T) {
 func TestABareFINWhileIdleIsNoticedUnderTLS(t *testing.T) {
 	var conns atomic.Int32
 	done := make(chan struct{}, 2)
-	c := tlsServer(t, Options{}, false, func(s *serverConn) {
+	c := tlsServer(t, false, func(s *serverConn) {
 		conns.Add(1)
 		s.whole()
 		s.say(noContent)
@@ -236,7 +236,7 @@ func TestABareFINWhileIdleIsNoticedUnderTLS(t *testing.T) {
 }
 
 func TestATLSReplyCutOffIsLost(t *testing.T) {
-	c := tlsServer(t, Options{}, true, func(s *serverConn) {
+	c := tlsServer(t, true, func(s *serverConn) {
 		s.whole()
 		s.say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhe") // and a goodbye
 	})

@@ -31,14 +31,14 @@ func TestTunnelCarriesBothWays(t *testing.T) {
 	}
 	for name, start := range map[string]func(testing.TB) *Client{
 		"TCP": func(tb testing.TB) *Client { tb.Helper(); return rawServer(tb, Options{}, serve) },
-		"TLS": func(tb testing.TB) *Client { tb.Helper(); return tlsServer(tb, Options{}, true, serve) },
+		"TLS": func(tb testing.TB) *Client { tb.Helper(); return tlsServer(tb, true, serve) },
 	} {
 		c := start(t)
 		reply, err := c.Do(websocket())
 		if err != nil || reply.Status != 101 || reply.Tunnel == nil || reply.Header.Get("sec-websocket-accept") != "x" {
 			t.Fatalf("%s: %+v, %v", name, reply, err)
 		}
-		if n, err := reply.Body.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		if n, err := reply.Body.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 			t.Errorf("%s: the body is not empty: %d, %v", name, n, err)
 		}
 		buf := make([]byte, 100)

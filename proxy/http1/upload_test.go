@@ -187,7 +187,7 @@ func TestRequestAndReplyRunAtTheSameTime(t *testing.T) {
 		}
 	}
 	pw.Close()
-	if n, err := reply.Body.Read(buf); n != 0 || err != io.EOF {
+	if n, err := reply.Body.Read(buf); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("at the end: %d, %v; want EOF", n, err)
 	}
 	if c.Idle() != 1 {

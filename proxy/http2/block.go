@@ -52,7 +52,7 @@ func newEncoder() *encoder {
 }
 
 func (e *encoder) free() {
-	if cap(e.block) <= keptBuffer {
+	if cap(e.block) <= keptBlock {
 		encoders.Put(e)
 	}
 }

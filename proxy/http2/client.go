@@ -66,10 +66,10 @@ type Client struct {
 	o    Options
 
 	mu      sync.Mutex
-	conns   []*conn // that take streams, full or not
-	dialing int
-	waiting []*waiter // in order
-	assumed int       // streams that a new connection takes
+	conns   []*conn                      // that take streams, full or not
+	dialing map[*context.CancelFunc]bool // dials for whoever waits
+	waiting []*waiter                    // in order
+	assumed int                          // streams that a new connection takes
 	closed  bool
 }
 
@@ -92,7 +92,7 @@ func (w *waiter) Abort() { w.aborted <- struct{}{} }
 // on which HTTP/2 can be spoken at once: for TLS after the handshake, in which the
 // server has agreed to "h2".
 func NewClient(dial func(ctx context.Context) (net.Conn, error), o Options) *Client {
-	return &Client{dial: dial, o: o, assumed: assumedStreams}
+	return &Client{dial: dial, o: o, dialing: map[*context.CancelFunc]bool{}, assumed: assumedStreams}
 }
 
 // Do sends the call and returns when the head of its reply is there. Its errors,
@@ -103,6 +103,9 @@ func (cl *Client) Do(call *exchange.Call) (exchange.Reply, error) {
 	e := newEncoder()
 	defer e.free()
 	if err := e.request(call); err != nil {
+		return exchange.Reply{}, err
+	}
+	if err := call.Canceler.Cause(); err != nil { // nobody dials for it
 		return exchange.Reply{}, err
 	}
 	var first firstPart
@@ -154,6 +157,7 @@ func (cl *Client) Close() {
 			idle = append(idle, c)
 		}
 	}
+	cl.stopDialsLocked()
 	cl.mu.Unlock()
 	for _, c := range idle {
 		c.end(failure{err: errRetired}, h2.ErrCodeNo, true)
@@ -222,6 +226,7 @@ func (cl *Client) quit(w *waiter) {
 	if i >= 0 {
 		cl.waiting = slices.Delete(cl.waiting, i, i+1)
 	}
+	cl.stopDialsLocked()
 	cl.mu.Unlock()
 	if i >= 0 {
 		return
@@ -234,25 +239,36 @@ func (cl *Client) quit(w *waiter) {
 // dialMoreLocked dials when more calls wait than the connections under way will
 // take.
 func (cl *Client) dialMoreLocked() {
-	for len(cl.waiting) > cl.dialing*max(1, cl.assumed) && len(cl.conns)+cl.dialing < cl.o.conns() {
-		cl.dialing++
-		go cl.dialShared(cl.waiting[len(cl.waiting)-1].connect)
+	for len(cl.waiting) > len(cl.dialing)*max(1, cl.assumed) && len(cl.conns)+len(cl.dialing) < cl.o.conns() {
+		bound := cl.waiting[len(cl.waiting)-1].connect
+		ctx, cancel := context.WithTimeout(context.Background(), bound)
+		cl.dialing[&cancel] = true
+		go cl.dialShared(ctx, &cancel)
+	}
+}
+
+// stopDialsLocked ends the dials of a closed Client when nobody waits for them.
+func (cl *Client) stopDialsLocked() {
+	if !cl.closed || len(cl.waiting) > 0 {
+		return
+	}
+	for cancel := range cl.dialing {
+		(*cancel)()
 	}
 }
 
 // dialShared opens a connection for whoever waits.
-func (cl *Client) dialShared(bound time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), bound)
-	defer cancel()
+func (cl *Client) dialShared(ctx context.Context, cancel *context.CancelFunc) {
+	defer (*cancel)()
 	nc, err := cl.connect(ctx)
 	var c *conn
 	if err == nil {
 		c = newConn(cl, nc, false)
 	}
 	cl.mu.Lock()
-	cl.dialing--
+	delete(cl.dialing, cancel)
 	if err != nil {
-		if cl.dialing == 0 && len(cl.conns) == 0 {
+		if len(cl.dialing) == 0 && len(cl.conns) == 0 {
 			for _, w := range cl.waiting { // for nothing that could still come
 				w.granted <- grantOrError{err: err}
 			}

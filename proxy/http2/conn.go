@@ -44,15 +44,15 @@ type conn struct {
 
 	// What the server may still send, and who noticed what. The watch looks at the
 	// flags once in a while, so that nobody else needs to look at the clock.
-	granted  grant
-	credit   atomic.Int64 // frames that may bring nothing, see spend
-	active   atomic.Bool  // a frame came since the watch looked
-	inBlock  atomic.Bool  // a field block is incomplete
-	acked    atomic.Bool  // our SETTINGS are acknowledged
-	pingFree atomic.Bool  // a PING will not be taken for one too many
-	pongs    atomic.Uint32
-	wakes    atomic.Int64  // when the watch looks next, since born
-	written  atomic.Uint64 // writes that returned
+	granted   grant
+	credit    atomic.Int64  // frames that may bring nothing, see spend
+	active    atomic.Bool   // a frame came since the watch looked
+	inBlock   atomic.Bool   // a field block is incomplete
+	acked     atomic.Bool   // our SETTINGS are acknowledged
+	freePings atomic.Uint32 // those that will not be taken for one too many, see pingLocked
+	pongs     atomic.Uint32
+	wakes     atomic.Int64  // when the watch looks next, since born
+	written   atomic.Uint64 // writes that returned
 
 	watch watch
 
@@ -113,6 +113,7 @@ func newConn(client *Client, nc net.Conn, private bool) *conn {
 	c.framer.SetMaxReadFrameSize(frameSize)
 	c.granted.init(connWindow)
 	c.credit.Store(floodBurst)
+	c.freePings.Store(resetPing | silencePing)
 	c.pending = append(c.pending, h2.ClientPreface...)
 	c.pending = appendSettings(
 		c.pending,
@@ -227,7 +228,7 @@ const notReset h2.ErrCode = 1<<32 - 1
 // the server has answered a PING sent behind it: many servers are busy with a
 // request for a while after its reset, and clients that reset faster than they
 // can follow are banned. The PING is left out when it might be taken for one too
-// many itself, see pingFree.
+// many itself, see pingLocked.
 func (c *conn) resetLocked(s *stream, code h2.ErrCode) (hold bool) {
 	c.remember(s)
 	c.answerLocked(func(b []byte) []byte { return appendReset(b, s.id, code) })
@@ -235,8 +236,8 @@ func (c *conn) resetLocked(s *stream, code h2.ErrCode) (hold bool) {
 		switch {
 		case c.held > 0:
 			hold = true
-		case c.pingFree.Load() && c.pings == c.pongs.Load():
-			c.pingLocked()
+		case c.freePings.Load()&resetPing != 0 && c.pings == c.pongs.Load():
+			c.pingLocked(resetPing)
 			hold = true
 		}
 		if hold {
@@ -258,13 +259,19 @@ func (c *conn) remember(s *stream) {
 	c.late[s.id] = s.granted.left.Load()
 }
 
+// What a PING is for: each may be sent once after a HEADERS or DATA frame.
+const (
+	resetPing = 1 << iota
+	silencePing
+)
+
 // pingLocked sends a PING. gRPC servers close a connection that sends the fourth
-// without a HEADERS or DATA frame of theirs in between, or a further one within
-// five minutes, so we send one and then keep to pingRepeat.
-func (c *conn) pingLocked() {
+// without a HEADERS or DATA frame of theirs in between, unless it comes five
+// minutes after the last, so we send two and then keep to pingRepeat.
+func (c *conn) pingLocked(purpose uint32) {
+	c.freePings.And(^purpose)
 	c.pings++
 	c.pingAt = c.now()
-	c.pingFree.Store(false)
 	data := [8]byte{'e', 'd', 'g', 'e', byte(c.pings >> 24), byte(c.pings >> 16), byte(c.pings >> 8), byte(c.pings)} //nolint:gosec // a byte each
 	c.answerLocked(func(b []byte) []byte { return appendPing(b, false, data) })
 }

@@ -83,12 +83,12 @@ func visible(s string) bool {
 type kind uint8
 
 const (
-	ordinary  kind = iota
-	sensitive      // must not enter anybody's compression table (RFC 7541 7.1.3)
-	hopByHop       // belongs to a connection (RFC 9113 8.2.2)
-	framing        // written by the engine itself
-	onlyTE         // passes as "trailers" only
-	announcing     // passes with a request that has a trailer, which some servers drop otherwise
+	ordinary   kind = iota
+	sensitive       // must not enter anybody's compression table (RFC 7541 7.1.3)
+	hopByHop        // belongs to a connection (RFC 9113 8.2.2)
+	framing         // written by the engine itself
+	onlyTE          // passes as "trailers" only
+	announcing      // passes with a request that has a trailer, which some servers drop otherwise
 )
 
 type knownName struct {

@@ -70,9 +70,10 @@ const (
 	connsToOne      = 32
 	maxTries        = 4 // connections that went away before they took a request
 	maxEmptyReads   = 100
-	maxPending      = 64 << 10 // bytes waiting to be written before uploads wait
-	maxControl      = 64 << 10 // bytes of answers to the server's frames waiting to be written
-	keptBuffer      = 32 << 10
+	maxPending      = 64 << 10       // bytes waiting to be written before uploads wait
+	maxControl      = 64 << 10       // bytes of answers to the server's frames waiting to be written
+	maxKept         = 4 * maxPending // of a buffer for frames, while there are streams
+	keptBlock       = 16 << 10
 	flushRounds     = 8    // writes for others before the rest is left to a goroutine
 	floodBurst      = 2000 // frames that bring nothing
 	floodPerSecond  = 500

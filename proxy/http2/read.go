@@ -74,7 +74,7 @@ func (c *conn) parseError(err error) error {
 
 // frame handles any frame but DATA.
 func (c *conn) frame(header h2.FrameHeader) error {
-	if short := shortBy(header); short {
+	if tooShort(header) {
 		return refuse(h2.ErrCodeFrameSize, "frame too short")
 	}
 	frame, err := c.framer.ReadFrameForHeader(header)
@@ -108,9 +108,9 @@ func (c *conn) frame(header h2.FrameHeader) error {
 	return c.spend() // PRIORITY, and types we do not know (RFC 9113 5.5)
 }
 
-// shortBy reports whether a frame lacks what its flags announce, which the Framer
+// tooShort reports whether a frame lacks what its flags announce, which the Framer
 // reports like the end of the connection.
-func shortBy(f h2.FrameHeader) bool {
+func tooShort(f h2.FrameHeader) bool {
 	var least uint32
 	switch f.Type {
 	case h2.FrameHeaders:
@@ -121,7 +121,10 @@ func shortBy(f h2.FrameHeader) bool {
 			least += 5
 		}
 	case h2.FramePushPromise:
-		least = 5
+		least = 4
+		if f.Flags.Has(h2.FlagPushPromisePadded) {
+			least++
+		}
 	}
 	return f.Length < least
 }
@@ -140,6 +143,14 @@ func (c *conn) spend() error {
 func (c *conn) earn() {
 	if c.credit.Load() < floodBurst {
 		c.credit.Add(1)
+	}
+}
+
+// useful books a HEADERS or DATA frame.
+func (c *conn) useful() {
+	c.earn()
+	if c.freePings.Load() != resetPing|silencePing {
+		c.freePings.Store(resetPing | silencePing)
 	}
 }
 
@@ -184,8 +195,7 @@ func (c *conn) data(f h2.FrameHeader) error {
 	}
 	end := f.Flags.Has(h2.FlagDataEndStream)
 	if f.Length > 0 || end {
-		c.earn()
-		c.pingFree.Store(true)
+		c.useful()
 	} else if err := c.spend(); err != nil {
 		return err
 	}
@@ -314,8 +324,7 @@ func (c *conn) headers(f *h2.HeadersFrame) error {
 		return err
 	case s != nil:
 		s.answered.Store(true)
-		c.earn()
-		c.pingFree.Store(true)
+		c.useful()
 	default:
 		if err := c.spend(); err != nil {
 			return err

@@ -78,6 +78,9 @@ func (c *conn) look() {
 	unanswered := c.pings != c.pongs.Load()
 	asked := c.pingAt
 	waiting := len(c.streams) > 0
+	if !waiting && len(c.pending) == 0 {
+		c.pending, c.spare = nil, nil // an idle connection needs no buffers
+	}
 	c.mu.Unlock()
 	w.stuck = since(w.stuck, writing, now)
 	w.block = since(w.block, c.inBlock.Load(), now)
@@ -94,9 +97,9 @@ func (c *conn) look() {
 	case unanswered && now-asked >= pingTime && now-w.heard >= pingTime:
 		c.end(failed(errSilent), h2.ErrCodeNo, false)
 		return
-	case waiting && !unanswered && now-w.heard >= pingSilence && (c.pingFree.Load() || now-asked >= pingRepeat):
+	case waiting && !unanswered && now-w.heard >= pingSilence && (c.freePings.Load()&silencePing != 0 || now-asked >= pingRepeat):
 		c.mu.Lock()
-		c.pingLocked()
+		c.pingLocked(silencePing)
 		c.kickLocked()
 		c.mu.Unlock()
 	}

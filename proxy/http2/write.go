@@ -65,7 +65,7 @@ func (c *conn) writeAndUnlock(rounds int) {
 		n, err := c.nc.Write(b)
 		c.written.Add(1)
 		c.mu.Lock()
-		if cap(b) <= keptBuffer || len(c.pending) > 0 {
+		if cap(b) <= maxKept {
 			c.spare = b[:0]
 		}
 		if err != nil {

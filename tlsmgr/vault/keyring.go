@@ -3,6 +3,7 @@ package vault
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -40,8 +41,9 @@ type Keyring struct {
 
 // kek is a key encryption key.
 type kek struct {
-	id   string
-	aead cipher.AEAD
+	id      string
+	aead    cipher.AEAD
+	cluster []byte // what Secrets follow from
 }
 
 // NewKeyring loads the keys: each is 32 bytes in base64, the standard or the URL
@@ -87,7 +89,11 @@ func loadKEK(s config.Secret) (kek, error) {
 	if err != nil {
 		return kek{}, err
 	}
-	return kek{id: kekID(key), aead: aead}, nil
+	cluster, err := hkdf.Extract(sha256.New, key, []byte("edge cluster secret"))
+	if err != nil {
+		return kek{}, err
+	}
+	return kek{id: kekID(key), aead: aead, cluster: cluster}, nil
 }
 
 // decodeKey reads 32 bytes in either alphabet of base64.
@@ -128,6 +134,25 @@ func (k *Keyring) IDs() []string {
 		ids[i] = key.id
 	}
 	return ids
+}
+
+// Secrets returns a secret of 32 bytes for each key, in their order. Replicas
+// that have a key have its secret, without a word between them; label says what
+// it is for. Nobody can tell the key from it, nor the secret of another label
+// (HKDF, RFC 5869). A nil Keyring has none.
+func (k *Keyring) Secrets(label string) [][]byte {
+	if k == nil {
+		return nil
+	}
+	all := make([][]byte, len(k.keys))
+	for i, key := range k.keys {
+		secret, err := hkdf.Expand(sha256.New, key.cluster, label, keySize)
+		if err != nil {
+			panic(err) // of more than 255 blocks, or of a key that FIPS 140 finds short
+		}
+		all[i] = secret
+	}
+	return all
 }
 
 // envelope is what stands in the storage instead of a secret object.

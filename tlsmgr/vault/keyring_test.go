@@ -5,6 +5,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -252,4 +253,26 @@ func FuzzOpen(f *testing.F) {
 			t.Errorf("forged: %q", plain)
 		}
 	})
+}
+
+// Replicas that hold a key have its secrets, whatever else they hold, and these
+// stay what they are: a new version of edge must agree with the old one.
+func TestSecretsFollowFromTheKeyAndTheLabel(t *testing.T) {
+	one, both := ring(t, "a").Secrets("label"), ring(t, "b", "a").Secrets("label")
+	if len(one) != 1 || len(both) != 2 || !bytes.Equal(one[0], both[1]) {
+		t.Fatalf("%x and %x, want one for each key, in their order", one, both)
+	}
+	if bytes.Equal(both[0], both[1]) {
+		t.Error("two keys have one secret")
+	}
+	if other := ring(t, "a").Secrets("other"); bytes.Equal(other[0], one[0]) {
+		t.Error("two labels have one secret")
+	}
+	const want = "bfbfcb4ce263ad08c3e22f592bcb83e60cfe4480d060cd5d38deda1918d1e458" // from another implementation of RFC 5869
+	if got := hex.EncodeToString(one[0]); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if none := (*vault.Keyring)(nil).Secrets("label"); none != nil {
+		t.Errorf("a keyring without keys has the secrets %x", none)
+	}
 }

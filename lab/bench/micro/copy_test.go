@@ -12,7 +12,7 @@ import (
 // source is a reply of n reads of size bytes.
 type source struct{ n, size int }
 
-func (s *source) Read(p []byte) (int, error) {
+func (s *source) Read([]byte) (int, error) {
 	if s.n--; s.n < 0 {
 		return 0, io.EOF
 	}
