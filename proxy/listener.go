@@ -196,7 +196,7 @@ func (s *Server) newFront(st settings, addr net.Addr) *front {
 	if st.redirect {
 		f.server.Handler = s.redirector
 	} else {
-		ln = tls.NewListener(clients{f.conns, s.part}, s.tlsConfig(st))
+		ln = newHandshakes(clients{f.conns, s.part}, s.tlsConfig(st), s.log)
 	}
 	if st.http2 {
 		f.server.HTTP2 = &http.HTTP2Config{

@@ -34,6 +34,7 @@ func runCommand(g *globals) *cobra.Command {
 			}
 			log := newLog(cmd.ErrOrStderr(), cfg.Log)
 			log.libraries()
+			limitMemory(cmd.Context(), log.Logger)
 			a := newApp(g, log)
 			if err := a.start(cmd.Context(), cfg); err != nil {
 				return err

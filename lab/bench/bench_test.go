@@ -226,6 +226,12 @@ func TestTablesHaveMediansRangesRatiosAndSpread(t *testing.T) {
 }
 
 func TestRatiosNeedABase(t *testing.T) {
+	r := &results{names: []string{"sick", "edge"}, all: reports(req, "edge", 10, 20)}
+	var out bytes.Buffer
+	printMarkdown(&out, []workload{req}, r)
+	if want := "| a request | us/req | - | 15.0 [10.0–20.0] | - |"; !strings.Contains(out.String(), want) {
+		t.Errorf("got %s, want %s", out.String(), want)
+	}
 	if got := cell(figure{median: 123.4, rounds: 1}, figure{}); got != "123" {
 		t.Errorf("got %q, want 123 alone", got)
 	}

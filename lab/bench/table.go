@@ -100,11 +100,11 @@ func printMarkdown(out io.Writer, chosen []workload, r *results) {
 		base := r.figure(r.names[0], w)
 		for _, name := range r.names {
 			f := r.figure(name, w)
-			text := cell(f, base)
+			median, ratio, _ := strings.Cut(cell(f, base), " ")
 			if f.rounds > 1 {
-				text = strings.Replace(text, " ", fmt.Sprintf(" [%s–%s] ", number(f.low), number(f.high)), 1)
+				median += fmt.Sprintf(" [%s–%s]", number(f.low), number(f.high))
 			}
-			fmt.Fprintf(out, " %s |", text)
+			fmt.Fprintf(out, " %s |", strings.TrimSpace(median+" "+ratio))
 		}
 		fmt.Fprintf(out, " %s |\n", percent(r.spread(w)))
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -65,8 +66,10 @@ func serveLean(nc net.Conn) {
 	head := func(id uint32) {
 		block.Reset()
 		for _, f := range []hpack.HeaderField{
-			{Name: ":status", Value: "200"}, {Name: "content-type", Value: "application/json"},
-			{Name: "date", Value: "Tue, 24 Nov 2026 12:00:00 GMT"}, {Name: "server", Value: "lean"},
+			{Name: ":status", Value: "200"},
+			{Name: "content-type", Value: "application/json"},
+			{Name: "date", Value: "Tue, 24 Nov 2026 12:00:00 GMT"},
+			{Name: "server", Value: "lean"},
 			{Name: "x-request-id", Value: strconv.Itoa(int(id))},
 		} {
 			_ = enc.WriteField(f)
@@ -91,11 +94,11 @@ func serveLean(nc net.Conn) {
 		case *h2.DataFrame:
 			if n := len(f.Data()); n > 0 {
 				if taken += n; taken > 16<<10 {
-					_ = framer.WriteWindowUpdate(0, uint32(taken)) //nolint:gosec // small
+					_ = framer.WriteWindowUpdate(0, uint32(taken))
 					taken = 0
 				}
 				if echoing {
-					_ = framer.WriteWindowUpdate(f.StreamID, uint32(n)) //nolint:gosec // small
+					_ = framer.WriteWindowUpdate(f.StreamID, uint32(n))
 					_ = framer.WriteData(f.StreamID, f.StreamEnded(), f.Data())
 				}
 			}
@@ -147,8 +150,11 @@ func contenders(b *testing.B, run func(b *testing.B, do func(body io.Reader, len
 		}, Options{})
 		defer client.Close()
 		header := exchange.Fields{
-			{Name: "Accept", Value: "*/*"}, {Name: "Content-Type", Value: "application/json"}, {Name: "User-Agent", Value: "bench/1.0"},
-			{Name: "Authorization", Value: "Bearer 0123456789"}, {Name: "X-Request-Id", Value: "0123456789abcdef"},
+			{Name: "Accept", Value: "*/*"},
+			{Name: "Content-Type", Value: "application/json"},
+			{Name: "User-Agent", Value: "bench/1.0"},
+			{Name: "Authorization", Value: "Bearer 0123456789"},
+			{Name: "X-Request-Id", Value: "0123456789abcdef"},
 		}
 		defer reportCPU(b)()
 		run(b, func(body io.Reader, length int64, path string) (io.ReadCloser, error) {
@@ -164,11 +170,12 @@ func contenders(b *testing.B, run func(b *testing.B, do func(body io.Reader, len
 	})
 	b.Run("x-net", func(b *testing.B) {
 		b.ReportAllocs()
+		//nolint:staticcheck // it is what we compare with
 		tr := &h2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", address)
 		}}
-		defer tr.CloseIdleConnections()
+		defer tr.CloseIdleConnections() //nolint:staticcheck // as above
 		defer reportCPU(b)()
 		run(b, func(body io.Reader, length int64, path string) (io.ReadCloser, error) {
 			req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, "http://models.test"+path, body)
@@ -180,7 +187,7 @@ func contenders(b *testing.B, run func(b *testing.B, do func(body io.Reader, len
 				"Accept": {"*/*"}, "Content-Type": {"application/json"}, "User-Agent": {"bench/1.0"},
 				"Authorization": {"Bearer 0123456789"}, "X-Request-Id": {"0123456789abcdef"},
 			}
-			resp, err := tr.RoundTrip(req)
+			resp, err := tr.RoundTrip(req) //nolint:staticcheck // as above
 			if err != nil {
 				return nil, err
 			}
@@ -210,6 +217,7 @@ func BenchmarkDo(b *testing.B) {
 	for _, length := range []int64{1000, -1} {
 		b.Run("length="+strconv.FormatInt(length, 10), func(b *testing.B) {
 			contenders(b, func(b *testing.B, do func(io.Reader, int64, string) (io.ReadCloser, error)) {
+				b.Helper()
 				b.SetParallelism(32)
 				b.RunParallel(func(pb *testing.PB) {
 					body := make([]byte, 1000)
@@ -223,7 +231,7 @@ func BenchmarkDo(b *testing.B) {
 						for err == nil {
 							_, err = r.Read(buf)
 						}
-						if err != io.EOF {
+						if !errors.Is(err, io.EOF) {
 							b.Error(err)
 						}
 						_ = r.Close()
@@ -237,6 +245,7 @@ func BenchmarkDo(b *testing.B) {
 func BenchmarkStreamMessage(b *testing.B) {
 	const streams = 64
 	contenders(b, func(b *testing.B, do func(io.Reader, int64, string) (io.ReadCloser, error)) {
+		b.Helper()
 		var all sync.WaitGroup
 		each := b.N/streams + 1
 		for range streams {

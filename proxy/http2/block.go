@@ -85,7 +85,7 @@ func (e *encoder) representation(i byte, k kind) {
 
 func (e *encoder) length(n int) {
 	if n < 127 {
-		e.block = append(e.block, byte(n))
+		e.block = append(e.block, byte(n)) //nolint:gosec // it fits
 		return
 	}
 	e.block = append(e.block, 127)
@@ -153,42 +153,37 @@ func (e *encoder) field(name, value string, in section) error {
 // SETTINGS_HEADER_TABLE_SIZE needs an answer (RFC 9113 4.3.1).
 const noTable = 0x20
 
-// request appends the header section of a request (RFC 9113 8.3.1).
-func (e *encoder) request(call *exchange.Call) error {
+// Methods that have a meaning here.
+const (
+	methodGet     = "GET"
+	methodPost    = "POST"
+	methodHead    = "HEAD"
+	methodConnect = "CONNECT"
+)
+
+// sendable says what of the call's own parts HTTP/2 cannot express.
+func sendable(call *exchange.Call) error {
 	switch {
-	case call.Upgrade || call.Method == "CONNECT":
+	case call.Upgrade || call.Method == methodConnect:
 		return fmt.Errorf("%w: HTTP/2 has no tunnel here", exchange.ErrUnsendable)
 	case !validToken(call.Method):
 		return fmt.Errorf("%w: invalid method", exchange.ErrUnsendable)
+	case call.Scheme != "http" && call.Scheme != "https":
+		return fmt.Errorf("%w: invalid scheme", exchange.ErrUnsendable)
 	case !validTarget(call.Method, call.Target):
 		return fmt.Errorf("%w: invalid target", exchange.ErrUnsendable)
 	case !validAuthority(call.Host):
 		return fmt.Errorf("%w: invalid authority", exchange.ErrUnsendable)
 	}
-	switch call.Method {
-	case "GET":
-		e.indexed(indexGet, ":method", "GET")
-	case "POST":
-		e.indexed(indexPost, ":method", "POST")
-	default:
-		e.literal(indexMethod, ":method", call.Method, ordinary)
+	return nil
+}
+
+// request appends the header section of a request (RFC 9113 8.3.1).
+func (e *encoder) request(call *exchange.Call) error {
+	if err := sendable(call); err != nil {
+		return err
 	}
-	switch call.Scheme {
-	case "http":
-		e.indexed(indexHTTP, ":scheme", "http")
-	case "https":
-		e.indexed(indexHTTPS, ":scheme", "https")
-	default:
-		return fmt.Errorf("%w: invalid scheme", exchange.ErrUnsendable)
-	}
-	if call.Target == "/" {
-		e.indexed(indexRoot, ":path", "/")
-	} else {
-		e.literal(indexPath, ":path", call.Target, ordinary)
-	}
-	if call.Host != "" {
-		e.literal(indexAuthority, ":authority", call.Host, ordinary)
-	}
+	e.pseudo(call)
 	in := headSection
 	if call.Trailer != nil {
 		in = headBeforeTrailer
@@ -209,6 +204,30 @@ func (e *encoder) request(call *exchange.Call) error {
 	return nil
 }
 
+func (e *encoder) pseudo(call *exchange.Call) {
+	switch call.Method {
+	case methodGet:
+		e.indexed(indexGet, ":method", methodGet)
+	case methodPost:
+		e.indexed(indexPost, ":method", methodPost)
+	default:
+		e.literal(indexMethod, ":method", call.Method, ordinary)
+	}
+	if call.Scheme == "https" {
+		e.indexed(indexHTTPS, ":scheme", "https")
+	} else {
+		e.indexed(indexHTTP, ":scheme", "http")
+	}
+	if call.Target == "/" {
+		e.indexed(indexRoot, ":path", "/")
+	} else {
+		e.literal(indexPath, ":path", call.Target, ordinary)
+	}
+	if call.Host != "" {
+		e.literal(indexAuthority, ":authority", call.Host, ordinary)
+	}
+}
+
 // bodyLength is what the request declares; a nil Body is none.
 func bodyLength(call *exchange.Call) int64 {
 	if call.Body == nil {
@@ -220,7 +239,11 @@ func bodyLength(call *exchange.Call) int64 {
 // meansBody reports whether a request without a body should say so (RFC 9110
 // 8.6).
 func meansBody(method string) bool {
-	return method == "POST" || method == "PUT" || method == "PATCH"
+	switch method {
+	case methodPost, "PUT", "PATCH":
+		return true
+	}
+	return false
 }
 
 // trailer appends a trailer section.
@@ -353,10 +376,10 @@ func (d *decoder) responseHead() (h head, malformed string) {
 	h.length = -1
 	for v := range d.fields.Values("content-length") {
 		n, err := strconv.ParseUint(v, 10, 63)
-		if err != nil || !digits(v) || h.length >= 0 && h.length != int64(n) { //nolint:gosec // 63 bits
+		if err != nil || !digits(v) || h.length >= 0 && h.length != int64(n) {
 			return h, "invalid content-length"
 		}
-		h.length = int64(n) //nolint:gosec // 63 bits
+		h.length = int64(n)
 	}
 	h.fields = d.take()
 	return h, ""

@@ -110,6 +110,7 @@ func (cl *Client) Do(call *exchange.Call) (exchange.Reply, error) {
 	}
 	var first firstPart
 	left := bodyLength(call)
+	var gone error
 	for range maxTries {
 		c, err := cl.acquire(call)
 		if err != nil {
@@ -128,18 +129,18 @@ func (cl *Client) Do(call *exchange.Call) (exchange.Reply, error) {
 			return s.await(call)
 		}
 		if errors.Is(err, errGone) { // the connection went away meanwhile
-			left = s.left
+			left, gone = s.left, err
 			c.drop(s, notReset)
 			cl.retire(c)
 			continue
 		}
-		s.stop(err, h2.ErrCodeCancel)
+		s.stop(err)
 		first.free()
 		return exchange.Reply{}, s.leave(s.cause())
 	}
 	first.free()
 	_ = call.Canceler.Disarm()
-	return exchange.Reply{}, &exchange.LostError{Err: errGone, Unsent: true}
+	return exchange.Reply{}, &exchange.LostError{Err: gone, Unsent: true}
 }
 
 // Close closes the connections: those without streams now, the others after their

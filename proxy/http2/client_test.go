@@ -31,7 +31,7 @@ type peer struct {
 	scheme, host string
 }
 
-func newPeer(tb testing.TB, secure bool, o Options, h http.HandlerFunc) *peer {
+func newPeer(tb testing.TB, secure bool, h http.HandlerFunc) *peer {
 	tb.Helper()
 	server := httptest.NewUnstartedServer(h)
 	var protocols http.Protocols
@@ -54,9 +54,9 @@ func newPeer(tb testing.TB, secure bool, o Options, h http.HandlerFunc) *peer {
 		if err != nil || !secure {
 			return nc, err
 		}
-		tc := tls.Client(nc, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec // a test
+		tc := tls.Client(nc, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 		return tc, tc.HandshakeContext(ctx)
-	}, o)
+	}, Options{})
 	tb.Cleanup(p.Close)
 	return p
 }
@@ -98,7 +98,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Trailer", "X-Sum")
 	sum := sha256.New()
 	buf := make([]byte, 8<<10)
-	w.WriteHeader(200)
+	w.WriteHeader(http.StatusOK)
 	c := http.NewResponseController(w)
 	_ = c.Flush()
 	for {
@@ -118,7 +118,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 func TestRequestsAndRepliesOfNetHTTP(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("tls=%v", secure), func(t *testing.T) {
-			p := newPeer(t, secure, Options{}, echo)
+			p := newPeer(t, secure, echo)
 			big := bytes.Repeat([]byte("0123456789abcdef"), 256<<10) // 4 MiB
 			for _, test := range []struct {
 				name    string
@@ -151,8 +151,10 @@ func TestRequestsAndRepliesOfNetHTTP(t *testing.T) {
 					reply, got := p.get(t, call)
 					sum := sha256.Sum256(test.body)
 					want := exchange.Fields{
-						{Name: "x-method", Value: call.Method}, {Name: "x-path", Value: call.Target},
-						{Name: "x-length", Value: strconv.FormatInt(test.length, 10)}, {Name: "x-test", Value: "one,two"},
+						{Name: "x-method", Value: call.Method},
+						{Name: "x-path", Value: call.Target},
+						{Name: "x-length", Value: strconv.FormatInt(test.length, 10)},
+						{Name: "x-test", Value: "one,two"},
 					}
 					for _, f := range want {
 						if v := reply.Header.Get(f.Name); v != f.Value {
@@ -173,7 +175,7 @@ func TestRequestsAndRepliesOfNetHTTP(t *testing.T) {
 
 func TestManyStreamsShareAConnection(t *testing.T) {
 	var addresses sync.Map
-	p := newPeer(t, false, Options{}, func(w http.ResponseWriter, r *http.Request) {
+	p := newPeer(t, false, func(w http.ResponseWriter, r *http.Request) {
 		addresses.Store(r.RemoteAddr, true)
 		echo(w, r)
 	})
@@ -205,7 +207,7 @@ func TestManyStreamsShareAConnection(t *testing.T) {
 // A conversation: each side waits for the other's message, and the client for the
 // head before it says anything.
 func TestMessagesPassInBothDirections(t *testing.T) {
-	p := newPeer(t, false, Options{}, echo)
+	p := newPeer(t, false, echo)
 	r, w := io.Pipe()
 	reply, err := p.Do(p.call("/", r, -1))
 	if err != nil {
@@ -223,13 +225,13 @@ func TestMessagesPassInBothDirections(t *testing.T) {
 		}
 	}
 	_ = w.Close()
-	if n, err := reply.Body.Read(buf); n != 0 || err != io.EOF {
+	if n, err := reply.Body.Read(buf); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("got %d, %v, want the end", n, err)
 	}
 }
 
 func TestServerThatStopsReadingIsAnsweredAll(t *testing.T) {
-	p := newPeer(t, false, Options{}, func(w http.ResponseWriter, _ *http.Request) {
+	p := newPeer(t, false, func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusRequestEntityTooLarge)
 		_, _ = io.WriteString(w, "too much")
 	})
@@ -256,7 +258,7 @@ func TestServerThatStopsReadingIsAnsweredAll(t *testing.T) {
 
 func TestClosedReplyStopsTheServer(t *testing.T) {
 	gone := make(chan error, 1)
-	p := newPeer(t, true, Options{}, func(w http.ResponseWriter, r *http.Request) {
+	p := newPeer(t, true, func(w http.ResponseWriter, r *http.Request) {
 		c := http.NewResponseController(w)
 		for r.Context().Err() == nil {
 			_, _ = w.Write(make([]byte, 1000))
@@ -278,7 +280,7 @@ func TestClosedReplyStopsTheServer(t *testing.T) {
 			_ = reply.Body.Close()
 		} else {
 			call.Canceler.Cancel(cause)
-			if _, err := io.Copy(io.Discard, reply.Body); err != cause {
+			if _, err := io.Copy(io.Discard, reply.Body); !errors.Is(err, cause) {
 				t.Errorf("Read: %v, want the cause", err)
 			}
 		}

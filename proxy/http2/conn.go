@@ -143,7 +143,10 @@ func (c *conn) start(s *stream, e *encoder, data []byte, end, flush bool) ([]byt
 	case s.dropped:
 		c.mu.Unlock()
 		return nil, errStopped
-	case c.closing != nil || c.writeErr != nil || c.goAway != "" || c.next > lastStream:
+	case c.closing != nil:
+		c.mu.Unlock()
+		return nil, fmt.Errorf("%w: %w", errGone, c.closing)
+	case c.writeErr != nil || c.goAway != "" || c.next > lastStream:
 		c.mu.Unlock()
 		return nil, errGone
 	case int64(e.size) > c.maxList:
@@ -284,10 +287,10 @@ type failure struct {
 
 // failed makes a failure of an error of reading or writing.
 func failed(err error) failure {
-	var wrong *protocolError
-	switch {
-	case errors.As(err, &wrong):
+	if _, ok := errors.AsType[*protocolError](err); ok {
 		return failure{err: fmt.Errorf("%w: %w", exchange.ErrInvalidReply, err)}
+	}
+	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return failure{err: errors.New("connection closed by the server"), closed: true}
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):

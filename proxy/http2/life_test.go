@@ -28,8 +28,8 @@ func (s *script) drain() {
 }
 
 func TestStreamsThatTheServerHasNotSeenAreUnsent(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		p, s, first := get1(t, Options{})
+	synctest.Test(t, func(t *testing.T) {
+		p, s, first := get1(t)
 		second := p.begin(p.call("/", nil, 0))
 		s.await("HEADERS 3 END")
 		third := p.begin(p.call("/", nil, 0))
@@ -56,7 +56,7 @@ func TestStreamsThatTheServerHasNotSeenAreUnsent(t *testing.T) {
 }
 
 func TestAfterGoAwayAnotherConnectionIsUsed(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		first := p.begin(p.call("/", nil, 0))
 		s := accept()
@@ -89,8 +89,8 @@ func TestResetByTheServer(t *testing.T) {
 		{"without error, incomplete", h2.ErrCodeNo, true, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				_, s, done := get1(t, Options{})
+			synctest.Test(t, func(t *testing.T) {
+				_, s, done := get1(t)
 				if test.head {
 					s.head(1, false, ":status", "200")
 					s.text(1, false, "part")
@@ -113,7 +113,7 @@ func TestResetByTheServer(t *testing.T) {
 }
 
 func TestResetAfterACompleteReplyIsNoFault(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		r, w := io.Pipe()
 		defer w.Close()
@@ -132,8 +132,8 @@ func TestResetAfterACompleteReplyIsNoFault(t *testing.T) {
 }
 
 func TestWhatIsKnownOfALostConnection(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		p, s, first := get1(t, Options{})
+	synctest.Test(t, func(t *testing.T) {
+		p, s, first := get1(t)
 		s.head(1, false, ":status", "200")
 		s.text(1, false, "part")
 		time.Sleep(time.Second)
@@ -153,7 +153,7 @@ func TestWhatIsKnownOfALostConnection(t *testing.T) {
 }
 
 func TestRequestsThatTheConnectionDidNotTakeAreUnsent(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		big := strings.NewReader(strings.Repeat("x", 1<<20))
 		done := p.begin(p.call("/", big, 1<<20))
@@ -179,7 +179,7 @@ func TestRequestsThatTheConnectionDidNotTakeAreUnsent(t *testing.T) {
 // A reply that came before the server stopped to take the request is not lost
 // with the request.
 func TestReplyOfAServerThatClosesWhileWeSend(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		r, w := io.Pipe()
 		done := p.begin(p.call("/", r, -1))
@@ -199,7 +199,7 @@ func TestReplyOfAServerThatClosesWhileWeSend(t *testing.T) {
 }
 
 func TestUploadsKeepToTheWindows(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		text := strings.Repeat("0123456789", 3000)
 		done := p.begin(p.call("/", strings.NewReader(text), int64(len(text))))
@@ -249,7 +249,7 @@ func TestUploadsKeepToTheWindows(t *testing.T) {
 }
 
 func TestWindowsOpenAsTheReplyIsRead(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		done := make(chan exchange.Reply, 1)
 		go func() {
@@ -291,7 +291,7 @@ func TestWindowsOpenAsTheReplyIsRead(t *testing.T) {
 }
 
 func TestStreamsPerConnection(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{MaxConns: 2})
 		first := p.begin(p.call("/", nil, 0))
 		a := accept()
@@ -320,7 +320,7 @@ func TestStreamsPerConnection(t *testing.T) {
 		synctest.Wait()
 		cause := errors.New("left")
 		call.Canceler.Cancel(cause)
-		if o := <-sixth; o.err != cause {
+		if o := <-sixth; !errors.Is(o.err, cause) {
 			t.Errorf("sixth: %v", o.err)
 		}
 		a.head(1, true, ":status", "200")
@@ -346,7 +346,7 @@ func TestStreamsPerConnection(t *testing.T) {
 }
 
 func TestCallsWaitForOneDial(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		dial, dials := p.dial, 0
 		p.dial = func(ctx context.Context) (net.Conn, error) {
@@ -394,7 +394,7 @@ func TestDialErrors(t *testing.T) {
 		}, context.DeadlineExceeded},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				p := &peer{Client: NewClient(test.dial, test.o), scheme: "http", host: "x"}
 				defer p.Close()
 				begin := time.Now()
@@ -406,7 +406,7 @@ func TestDialErrors(t *testing.T) {
 				}
 				cause := errors.New("left")
 				call.Canceler.Cancel(cause)
-				if _, err := p.Do(call); err != cause {
+				if _, err := p.Do(call); !errors.Is(err, cause) {
 					t.Errorf("got %v, want the cause", err)
 				}
 			})
@@ -416,7 +416,7 @@ func TestDialErrors(t *testing.T) {
 
 func TestCancelDuringDial(t *testing.T) {
 	for _, alone := range []bool{false, true} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p := &peer{Client: NewClient(func(ctx context.Context) (net.Conn, error) {
 				<-ctx.Done()
 				return nil, ctx.Err()
@@ -428,7 +428,7 @@ func TestCancelDuringDial(t *testing.T) {
 			synctest.Wait()
 			cause := errors.New("left")
 			call.Canceler.Cancel(cause)
-			if o := <-done; o.err != cause || time.Since(begin) != 0 {
+			if o := <-done; !errors.Is(o.err, cause) || time.Since(begin) != 0 {
 				t.Errorf("got %v after %v", o.err, time.Since(begin))
 			}
 		})
@@ -444,7 +444,7 @@ func TestIdleOldAndOneShotConnectionsClose(t *testing.T) {
 		}
 	}
 	t.Run("idle", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p, accept := scripted(t, Options{Idle: 4 * time.Second})
 			done := p.begin(p.call("/", nil, 0))
 			s := accept()
@@ -461,7 +461,7 @@ func TestIdleOldAndOneShotConnectionsClose(t *testing.T) {
 		})
 	})
 	t.Run("old", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p, accept := scripted(t, Options{MaxAge: time.Minute})
 			first := p.begin(p.call("/", nil, 0))
 			s := accept()
@@ -485,7 +485,7 @@ func TestIdleOldAndOneShotConnectionsClose(t *testing.T) {
 		})
 	})
 	t.Run("one shot", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p, accept := scripted(t, Options{OneShot: true})
 			for range 2 {
 				done := p.begin(p.call("/", nil, 0))
@@ -498,7 +498,7 @@ func TestIdleOldAndOneShotConnectionsClose(t *testing.T) {
 		})
 	})
 	t.Run("closed client", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p, accept := scripted(t, Options{})
 			first := p.begin(p.call("/", nil, 0))
 			s := accept()
@@ -521,7 +521,7 @@ func TestIdleOldAndOneShotConnectionsClose(t *testing.T) {
 }
 
 func TestServerThatClosesAnIdleConnection(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		for range 3 {
 			done := p.begin(p.call("/", nil, 0))
@@ -542,8 +542,8 @@ func TestServerThatClosesAnIdleConnection(t *testing.T) {
 // only quiet is not asked so often that it takes it for an attack.
 func TestSilentServer(t *testing.T) {
 	t.Run("gone", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			_, s, done := get1(t, Options{})
+		synctest.Test(t, func(t *testing.T) {
+			_, s, done := get1(t)
 			begin := time.Now()
 			go func() { _, _ = io.Copy(io.Discard, s.nc) }()
 			o := <-done
@@ -553,8 +553,8 @@ func TestSilentServer(t *testing.T) {
 		})
 	})
 	t.Run("quiet", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			_, s, done := get1(t, Options{})
+		synctest.Test(t, func(t *testing.T) {
+			_, s, done := get1(t)
 			pings := 0
 			go func() {
 				for {
@@ -567,6 +567,7 @@ func TestSilentServer(t *testing.T) {
 				}
 			}()
 			time.Sleep(time.Hour)
+			synctest.Wait()
 			if pings < 10 || pings > 13 {
 				t.Errorf("%d pings in an hour", pings)
 			}
@@ -579,7 +580,7 @@ func TestSilentServer(t *testing.T) {
 }
 
 func TestServerThatDoesNotRead(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		done := p.begin(p.call("/", strings.NewReader(strings.Repeat("x", 1<<20)), 1<<20))
 		s := accept()
@@ -592,7 +593,7 @@ func TestServerThatDoesNotRead(t *testing.T) {
 		synctest.Wait()
 		begin := time.Now()
 		call.Canceler.Cancel(os.ErrClosed)
-		if o := <-other; o.err != os.ErrClosed || time.Since(begin) != 0 {
+		if o := <-other; !errors.Is(o.err, os.ErrClosed) || time.Since(begin) != 0 {
 			t.Errorf("%v after %v", o.err, time.Since(begin))
 		}
 		// It answers pings without end, and takes no answers.
@@ -609,7 +610,7 @@ func TestServerThatDoesNotRead(t *testing.T) {
 }
 
 func TestStuckWriteEndsTheConnection(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		begin := time.Now()
 		done := p.begin(p.call("/", strings.NewReader(strings.Repeat("x", 1<<20)), 1<<20))
@@ -622,6 +623,7 @@ func TestStuckWriteEndsTheConnection(t *testing.T) {
 			}
 		}()
 		o := <-done
+		time.Sleep(2 * time.Second) // the pings end too
 		if lost := lostError(t, o.err); lost.Closed || !strings.Contains(lost.Error(), "does not read") || time.Since(begin) > 30*time.Second {
 			t.Errorf("got %+v after %v", lost, time.Since(begin))
 		}
@@ -641,11 +643,11 @@ func TestFloodsEndTheConnection(t *testing.T) {
 		"empty DATA": func(s *script) error { return s.WriteData(1, false, nil) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				_, s, done := get1(t, Options{})
+			synctest.Test(t, func(t *testing.T) {
+				_, s, done := get1(t)
 				s.head(1, false, ":status", "200")
 				s.drain()
-				sent := 0
+				var sent int
 				for sent = 0; sent < 100*floodBurst; sent++ {
 					if send(s) != nil {
 						break
@@ -674,7 +676,7 @@ func TestServerThatDoesNotSpeakInTime(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				p, accept := scripted(t, Options{})
 				begin := time.Now()
 				done := p.begin(p.call("/", nil, 0))

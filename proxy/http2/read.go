@@ -9,8 +9,7 @@ import (
 // read is the goroutine that reads the connection to its end.
 func (c *conn) read() {
 	err := c.frames()
-	var wrong *protocolError
-	if errors.As(err, &wrong) {
+	if wrong, ok := errors.AsType[*protocolError](err); ok {
 		c.end(failed(err), wrong.code, true)
 		return
 	}
@@ -55,18 +54,17 @@ func checkPreface(f h2.FrameHeader) error {
 
 // parseError makes an error of the Framer one of ours.
 func (c *conn) parseError(err error) error {
-	var code h2.ConnectionError
-	var stream h2.StreamError
-	switch {
-	case errors.Is(err, h2.ErrFrameTooLarge):
+	if errors.Is(err, h2.ErrFrameTooLarge) {
 		return refuse(h2.ErrCodeFrameSize, "frame too large")
-	case errors.As(err, &code):
+	}
+	if code, ok := errors.AsType[h2.ConnectionError](err); ok {
 		reason := "invalid frame"
 		if detail := c.framer.ErrorDetail(); detail != nil {
 			reason = detail.Error()
 		}
 		return refuse(h2.ErrCode(code), reason)
-	case errors.As(err, &stream):
+	}
+	if stream, ok := errors.AsType[h2.StreamError](err); ok {
 		return refuse(stream.Code, "invalid frame")
 	}
 	return err
@@ -79,8 +77,7 @@ func (c *conn) frame(header h2.FrameHeader) error {
 	}
 	frame, err := c.framer.ReadFrameForHeader(header)
 	if err != nil {
-		var stream h2.StreamError
-		if header.Type == h2.FrameWindowUpdate && errors.As(err, &stream) {
+		if _, ok := errors.AsType[h2.StreamError](err); ok && header.Type == h2.FrameWindowUpdate {
 			return c.badUpdate(header.StreamID)
 		}
 		return c.parseError(err)
@@ -112,21 +109,16 @@ func (c *conn) frame(header h2.FrameHeader) error {
 // reports like the end of the connection.
 func tooShort(f h2.FrameHeader) bool {
 	var least uint32
-	switch f.Type {
-	case h2.FrameHeaders:
-		if f.Flags.Has(h2.FlagHeadersPadded) {
-			least++
-		}
-		if f.Flags.Has(h2.FlagHeadersPriority) {
-			least += 5
-		}
-	case h2.FramePushPromise:
+	if f.Type == h2.FramePushPromise {
 		least = 4
-		if f.Flags.Has(h2.FlagPushPromisePadded) {
-			least++
-		}
 	}
-	return f.Length < least
+	if f.Flags.Has(h2.FlagHeadersPadded) { // that of PUSH_PROMISE is the same
+		least++
+	}
+	if f.Flags.Has(h2.FlagHeadersPriority) {
+		least += 5
+	}
+	return (f.Type == h2.FrameHeaders || f.Type == h2.FramePushPromise) && f.Length < least
 }
 
 // spend books a frame that brings nothing. The credit grows with time and with
@@ -184,14 +176,11 @@ func (c *conn) data(f h2.FrameHeader) error {
 		return refuse(h2.ErrCodeFlowControl, "more than the window of the connection")
 	}
 	s, err := c.find(f.StreamID, true)
-	if s == nil {
-		if err == nil {
-			err = c.lateData(f.StreamID, int64(f.Length))
-		}
-		if err == nil {
-			err = c.skip(int(f.Length))
-		}
+	switch {
+	case err != nil:
 		return err
+	case s == nil:
+		return c.lateData(f.StreamID, int(f.Length))
 	}
 	end := f.Flags.Has(h2.FlagDataEndStream)
 	if f.Length > 0 || end {
@@ -199,30 +188,18 @@ func (c *conn) data(f h2.FrameHeader) error {
 	} else if err := c.spend(); err != nil {
 		return err
 	}
-	left, padding := int(f.Length), 0
-	if f.Flags.Has(h2.FlagDataPadded) {
-		if left == 0 {
-			return refuse(h2.ErrCodeFrameSize, "frame too short")
-		}
-		b, err := c.br.ReadByte()
-		if err != nil {
-			return err
-		}
-		left--
-		padding = int(b)
-		if padding > left {
-			return refuse(h2.ErrCodeProtocol, "more padding than frame")
-		}
-		left -= padding
+	n, padding, err := c.padding(f)
+	if err != nil {
+		return err
 	}
-	if code, malformed := s.expect(int(f.Length), left, end); malformed != "" {
+	if code, malformed := s.expect(int(f.Length), n, end); malformed != "" {
 		c.malformed(s, code, malformed)
 		end = false
 	}
-	if err := c.payload(s, left); err != nil {
+	if err := c.payload(s, n); err != nil {
 		return err
 	}
-	if overhead := int(f.Length) - left; overhead > 0 {
+	if overhead := int(f.Length) - n; overhead > 0 {
 		if _, err := c.br.Discard(padding); err != nil {
 			return err
 		}
@@ -232,6 +209,27 @@ func (c *conn) data(f h2.FrameHeader) error {
 		c.ended(s, nil)
 	}
 	return nil
+}
+
+// padding returns how much of a DATA frame is data, and how much comes behind it
+// (RFC 9113 6.1).
+func (c *conn) padding(f h2.FrameHeader) (data, padding int, err error) {
+	data = int(f.Length)
+	if !f.Flags.Has(h2.FlagDataPadded) {
+		return data, 0, nil
+	}
+	if data == 0 {
+		return 0, 0, refuse(h2.ErrCodeFrameSize, "frame too short")
+	}
+	b, err := c.br.ReadByte()
+	if err != nil {
+		return 0, 0, err
+	}
+	data--
+	if int(b) > data {
+		return 0, 0, refuse(h2.ErrCodeProtocol, "more padding than frame")
+	}
+	return data - int(b), int(b), nil
 }
 
 // payload passes n bytes on to the stream, as they come.
@@ -252,26 +250,23 @@ func (c *conn) payload(s *stream, n int) error {
 	return nil
 }
 
-// lateData books DATA of a stream that we have reset. What the server had the
+// lateData drops DATA of a stream that we have reset. What the server had the
 // right to send is free, so that a chatty stream does not use up the credit of a
 // whole connection when it is cancelled.
-func (c *conn) lateData(id uint32, length int64) error {
+func (c *conn) lateData(id uint32, length int) error {
 	c.mu.Lock()
-	left := c.late[id] - length - frameHeader
+	left := c.late[id] - int64(length) - frameHeader
 	if left >= 0 {
 		c.late[id] = left
 	}
 	c.mu.Unlock()
-	if left >= 0 {
-		return nil
+	if left < 0 {
+		if err := c.spend(); err != nil {
+			return err
+		}
 	}
-	return c.spend()
-}
-
-// skip drops n bytes.
-func (c *conn) skip(n int) error {
-	_, err := c.br.Discard(n)
-	c.giveBack(n)
+	_, err := c.br.Discard(length)
+	c.giveBack(length)
 	return err
 }
 

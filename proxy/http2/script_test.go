@@ -107,7 +107,7 @@ func (s *script) next() string {
 		return fmt.Sprintf("WINDOW_UPDATE %d %d", id, f.Increment)
 	case *h2.PingFrame:
 		if !f.IsAck() {
-			_ = s.WritePing(true, f.Data)
+			_ = h2.NewFramer(s.nc, nil).WritePing(true, f.Data) // the test may be writing
 			return "PING"
 		}
 		return "PING ACK"
@@ -177,19 +177,14 @@ func (p *peer) begin(call *exchange.Call) <-chan outcome {
 }
 
 // get1 begins a GET and returns its server when the request is there.
-func get1(tb testing.TB, o Options, settings ...h2.Setting) (*peer, *script, <-chan outcome) {
+func get1(tb testing.TB) (*peer, *script, <-chan outcome) {
 	tb.Helper()
-	p, accept := scripted(tb, o)
+	p, accept := scripted(tb, Options{})
 	done := p.begin(p.call("/", nil, 0))
 	s := accept()
-	s.preface(settings...)
+	s.preface()
 	s.await("HEADERS 1 END")
 	return p, s, done
-}
-
-func bubble(t *testing.T, f func(t *testing.T)) {
-	t.Helper()
-	synctest.Test(t, f)
 }
 
 // lostError checks that err is a LostError and returns it.
@@ -203,14 +198,24 @@ func lostError(tb testing.TB, err error) exchange.LostError {
 }
 
 func TestHeadOfARequest(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		call := p.call("/v1/chat?x=1", strings.NewReader("hello"), 5)
 		call.Header = exchange.Fields{
-			{Name: "Content-Type", Value: "application/json"}, {Name: "X-Mixed-CASE", Value: "\tspaced "}, {Name: "Cookie", Value: "a=1"},
-			{Name: "Host", Value: "other"}, {Name: "Content-Length", Value: "9"}, {Name: "Transfer-Encoding", Value: "chunked"},
-			{Name: "Connection", Value: "x"}, {Name: "Keep-Alive", Value: "x"}, {Name: "Proxy-Connection", Value: "x"}, {Name: "Upgrade", Value: "h2c"},
-			{Name: "Expect", Value: "100-continue"}, {Name: "Trailer", Value: "x"}, {Name: "TE", Value: "gzip"}, {Name: "te", Value: "Trailers"},
+			{Name: "Content-Type", Value: "application/json"},
+			{Name: "X-Mixed-CASE", Value: "\tspaced "},
+			{Name: "Cookie", Value: "a=1"},
+			{Name: "Host", Value: "other"},
+			{Name: "Content-Length", Value: "9"},
+			{Name: "Transfer-Encoding", Value: "chunked"},
+			{Name: "Connection", Value: "x"},
+			{Name: "Keep-Alive", Value: "x"},
+			{Name: "Proxy-Connection", Value: "x"},
+			{Name: "Upgrade", Value: "h2c"},
+			{Name: "Expect", Value: "100-continue"},
+			{Name: "Trailer", Value: "x"},
+			{Name: "TE", Value: "gzip"},
+			{Name: "te", Value: "Trailers"},
 			{Name: "x-empty", Value: ""},
 		}
 		done := p.begin(call)
@@ -218,9 +223,16 @@ func TestHeadOfARequest(t *testing.T) {
 		s.preface()
 		s.await("HEADERS 1")
 		want := exchange.Fields{
-			{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "/v1/chat?x=1"}, {Name: ":authority", Value: "models.test"},
-			{Name: "content-type", Value: "application/json"}, {Name: "x-mixed-case", Value: "spaced"}, {Name: "cookie", Value: "a=1"}, {Name: "te", Value: "Trailers"},
-			{Name: "x-empty", Value: ""}, {Name: "content-length", Value: "5"},
+			{Name: ":method", Value: "POST"},
+			{Name: ":scheme", Value: "http"},
+			{Name: ":path", Value: "/v1/chat?x=1"},
+			{Name: ":authority", Value: "models.test"},
+			{Name: "content-type", Value: "application/json"},
+			{Name: "x-mixed-case", Value: "spaced"},
+			{Name: "cookie", Value: "a=1"},
+			{Name: "te", Value: "Trailers"},
+			{Name: "x-empty", Value: ""},
+			{Name: "content-length", Value: "5"},
 		}
 		if fmt.Sprint(s.last) != fmt.Sprint(want) {
 			t.Errorf("got  %v\nwant %v", s.last, want)
@@ -354,8 +366,8 @@ func TestConnectionErrors(t *testing.T) {
 		{"RFC 9218 PRIORITY_UPDATE", h2.ErrCodeProtocol, func(s *script) { raw(s, h2.FramePriorityUpdate, 0, 0, 0, 0, 0, 1) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				_, s, done := get1(t, Options{})
+			synctest.Test(t, func(t *testing.T) {
+				_, s, done := get1(t)
 				go test.do(s) // the client may have stopped to read
 				s.await("GOAWAY " + test.code.String())
 				s.await("end")
@@ -436,7 +448,7 @@ func TestStreamErrors(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				p, accept := scripted(t, Options{})
 				id := uint32(1)
 				call := p.call("/", nil, 0)
@@ -493,10 +505,15 @@ func TestServerOfAnotherProtocol(t *testing.T) {
 		"\x00\x00\x00\x04\x01\x00\x00\x00\x00":                  "does not speak HTTP/2",
 		"220 mail.test ESMTP ready, say hello to the world\r\n": "does not speak HTTP/2",
 	} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p, accept := scripted(t, Options{})
 			done := p.begin(p.call("/", nil, 0))
-			_, _ = io.WriteString(accept().nc, text)
+			s := accept()
+			if _, err := io.ReadFull(s.nc, make([]byte, len(h2.ClientPreface))); err != nil {
+				t.Fatal(err)
+			}
+			s.await("HEADERS 1 END")
+			_, _ = io.WriteString(s.nc, text)
 			o := <-done
 			if lost := lostError(t, o.err); !errors.Is(o.err, exchange.ErrInvalidReply) || !strings.Contains(lost.Error(), want) {
 				t.Errorf("%q: got %v", text, o.err)
@@ -506,7 +523,7 @@ func TestServerOfAnotherProtocol(t *testing.T) {
 }
 
 func TestInterimRepliesAndTrailers(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
 		call := p.call("/", nil, 0)
 		var interim []string
@@ -553,7 +570,7 @@ func TestInterimRepliesAndTrailers(t *testing.T) {
 
 func TestSilenceBeforeTheHead(t *testing.T) {
 	for _, patience := range []time.Duration{10 * time.Millisecond, 3 * time.Second, time.Minute} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			p, accept := scripted(t, Options{})
 			begin := time.Now()
 			call := p.call("/", nil, 0)

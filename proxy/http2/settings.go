@@ -12,8 +12,38 @@ import (
 
 type fields = exchange.Fields
 
-// settings applies a SETTINGS frame. Of a value given twice the last counts, so
-// that one frame costs one look at the streams.
+// announced is what one SETTINGS frame says; -1 is nothing. Of a value given twice
+// the last counts, so that a frame costs one look at the streams.
+type announced struct{ streams, window, frame, list int64 }
+
+// parse checks the values (RFC 9113 6.5.2).
+func (a *announced) parse(f *h2.SettingsFrame) error {
+	*a = announced{-1, -1, -1, -1}
+	for i := range f.NumSettings() {
+		s := f.Setting(i)
+		if err := s.Valid(); err != nil {
+			code, _ := errors.AsType[h2.ConnectionError](err) // it is one
+			return refuse(h2.ErrCode(code), "invalid value of "+s.ID.String())
+		}
+		switch v := int64(s.Val); s.ID { //nolint:exhaustive // the others are not for us, or not known
+		case h2.SettingEnablePush:
+			if v != 0 {
+				return refuse(h2.ErrCodeProtocol, "ENABLE_PUSH of a server")
+			}
+		case h2.SettingMaxConcurrentStreams:
+			a.streams = v
+		case h2.SettingInitialWindowSize:
+			a.window = v
+		case h2.SettingMaxFrameSize:
+			a.frame = v
+		case h2.SettingMaxHeaderListSize:
+			a.list = v
+		}
+	}
+	return nil
+}
+
+// settings applies a SETTINGS frame.
 func (c *conn) settings(f *h2.SettingsFrame) error {
 	if err := c.spend(); err != nil {
 		return err
@@ -22,38 +52,18 @@ func (c *conn) settings(f *h2.SettingsFrame) error {
 		c.acked.Store(true)
 		return nil
 	}
-	streams, window, frame, list := int64(-1), int64(-1), int64(-1), int64(-1)
-	for i := range f.NumSettings() {
-		s := f.Setting(i)
-		if err := s.Valid(); err != nil {
-			var code h2.ConnectionError
-			_ = errors.As(err, &code) // it is one
-			return refuse(h2.ErrCode(code), "invalid value of "+s.ID.String())
-		}
-		switch v := int64(s.Val); s.ID {
-		case h2.SettingEnablePush:
-			if v != 0 {
-				return refuse(h2.ErrCodeProtocol, "ENABLE_PUSH of a server")
-			}
-		case h2.SettingMaxConcurrentStreams:
-			streams = v
-		case h2.SettingInitialWindowSize:
-			window = v
-		case h2.SettingMaxFrameSize:
-			frame = v
-		case h2.SettingMaxHeaderListSize:
-			list = v
-		case h2.SettingHeaderTableSize: // we use none
-		}
+	var a announced
+	if err := a.parse(f); err != nil {
+		return err
 	}
 	c.mu.Lock()
-	if frame >= 0 {
-		c.maxFrame = int(frame)
+	if a.frame >= 0 {
+		c.maxFrame = int(a.frame)
 	}
-	if list >= 0 {
-		c.maxList = list
+	if a.list >= 0 {
+		c.maxList = a.list
 	}
-	overflow := window >= 0 && !c.resizeLocked(window)
+	overflow := a.window >= 0 && !c.resizeLocked(a.window)
 	if c.closing == nil {
 		c.answerLocked(appendSettingsAck)
 		c.kickLocked()
@@ -62,12 +72,12 @@ func (c *conn) settings(f *h2.SettingsFrame) error {
 	if overflow {
 		return refuse(h2.ErrCodeFlowControl, "window beyond its bounds")
 	}
-	if streams < 0 && !c.known {
-		streams = maxStreams
+	if a.streams < 0 && !c.known {
+		a.streams = maxStreams
 	}
 	c.known = true
-	if streams >= 0 {
-		c.client.allow(c, int(min(streams, maxStreams)))
+	if a.streams >= 0 {
+		c.client.allow(c, int(min(a.streams, maxStreams)))
 	}
 	return nil
 }

@@ -64,7 +64,7 @@ var (
 
 func newStream(c *conn, call *exchange.Call) *stream {
 	s := &stream{
-		c: c, canceler: call.Canceler, isHead: call.Method == "HEAD", patience: call.FirstByte,
+		c: c, canceler: call.Canceler, isHead: call.Method == methodHead, patience: call.FirstByte,
 		body: call.Body, left: bodyLength(call), trailer: call.Trailer,
 	}
 	s.room.L, s.changed.L = &c.mu, &s.mu
@@ -164,16 +164,16 @@ func (s *stream) Trailer() exchange.Fields {
 // Close implements exchange.Source. The server is told to stop unless its reply
 // is complete.
 func (s *stream) Close() error {
-	s.stop(errClosed, h2.ErrCodeCancel)
+	s.stop(errClosed)
 	_ = s.canceler.Disarm() // whether it was cancelled too does not matter now
 	return nil
 }
 
 // Abort is called by the Canceler.
-func (s *stream) Abort() { s.stop(errAborted, h2.ErrCodeCancel) }
+func (s *stream) Abort() { s.stop(errAborted) }
 
 // stop ends the reply for its reader, and the stream.
-func (s *stream) stop(err error, code h2.ErrCode) {
+func (s *stream) stop(err error) {
 	s.mu.Lock()
 	if s.over {
 		s.mu.Unlock()
@@ -190,7 +190,7 @@ func (s *stream) stop(err error, code h2.ErrCode) {
 	if unread > 0 {
 		s.c.giveBack(unread)
 	}
-	s.c.drop(s, code)
+	s.c.drop(s, h2.ErrCodeCancel)
 }
 
 // lose ends the reply for its reader when what has come is read.
@@ -348,7 +348,7 @@ func (s *stream) stopClock() { s.deadline.Store(0) }
 // due does what is due at a time: the watch calls it.
 func (s *stream) due(now time.Duration) {
 	if by := s.deadline.Load(); by != 0 && by <= int64(now) {
-		s.stop(exchange.ErrFirstByte, h2.ErrCodeCancel)
+		s.stop(exchange.ErrFirstByte)
 	}
 	if by := s.proceedBy.Load(); by != 0 && by <= int64(now) {
 		s.proceedBy.Store(0)

@@ -6,8 +6,6 @@ import (
 	"runtime"
 	"sync"
 
-	h2 "golang.org/x/net/http2"
-
 	"edge/proxy/exchange"
 )
 
@@ -123,9 +121,9 @@ func (s *stream) readBody(b []byte) (n int, last bool, err error) {
 		}
 	}
 	switch {
-	case err == io.EOF && s.left > 0: //nolint:errorlint // io.EOF is never wrapped
+	case errors.Is(err, io.EOF) && s.left > 0:
 		return 0, false, &exchange.BodyError{Err: io.ErrUnexpectedEOF}
-	case err == io.EOF: //nolint:errorlint // as above
+	case errors.Is(err, io.EOF):
 		return n, true, nil
 	case err != nil:
 		return 0, false, &exchange.BodyError{Err: err}
@@ -151,7 +149,7 @@ func (s *stream) upload(buf *[]byte, rest []byte, last, ask bool) {
 	whole := s.whole
 	s.mu.Unlock()
 	if !whole { // else the reply stands, and nobody needs the request
-		s.stop(err, h2.ErrCodeCancel)
+		s.stop(err)
 	}
 }
 

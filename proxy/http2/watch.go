@@ -68,63 +68,59 @@ func (c *conn) look() {
 	if c.active.Swap(false) {
 		w.heard = now
 	}
-	c.mu.Lock()
-	if c.closing != nil {
-		c.mu.Unlock()
-		return
-	}
-	writing := c.flushing && c.written.Load() == w.written
-	w.written = c.written.Load()
-	unanswered := c.pings != c.pongs.Load()
-	asked := c.pingAt
-	waiting := len(c.streams) > 0
-	if !waiting && len(c.pending) == 0 {
-		c.pending, c.spare = nil, nil // an idle connection needs no buffers
-	}
-	c.mu.Unlock()
-	w.stuck = since(w.stuck, writing, now)
-	w.block = since(w.block, c.inBlock.Load(), now)
-	switch {
-	case longer(w.stuck, now, writeTime):
-		c.end(failed(errStuck), h2.ErrCodeNo, false)
-		return
-	case longer(w.block, now, blockTime):
-		c.fail(refuse(h2.ErrCodeEnhanceYourCalm, "field block takes too long"))
-		return
-	case !c.acked.Load() && now >= settingsTime && c.begun():
-		c.fail(refuse(h2.ErrCodeSettingsTimeout, "no answer to SETTINGS"))
-		return
-	case unanswered && now-asked >= pingTime && now-w.heard >= pingTime:
-		c.end(failed(errSilent), h2.ErrCodeNo, false)
-		return
-	case waiting && !unanswered && now-w.heard >= pingSilence && (c.freePings.Load()&silencePing != 0 || now-asked >= pingRepeat):
-		c.mu.Lock()
-		c.pingLocked(silencePing)
-		c.kickLocked()
-		c.mu.Unlock()
-	}
-	if c.client.tend(c, now) {
+	if c.overdue(now) || c.client.tend(c, now) {
 		return
 	}
 	c.lower(c.dueStreams(now))
 	c.sleep()
 }
 
-// fail ends the connection for a breach of the protocol.
-func (c *conn) fail(err error) {
-	code := h2.ErrCodeInternal
-	var wrong *protocolError
-	if errors.As(err, &wrong) {
-		code = wrong.code
+// overdue ends the connection when the server has not done in time what it must.
+// It reports whether the connection has ended.
+func (c *conn) overdue(now time.Duration) bool {
+	w := &c.watch
+	c.mu.Lock()
+	if c.closing != nil {
+		c.mu.Unlock()
+		return true
 	}
-	c.end(failed(err), code, true)
+	if len(c.streams) == 0 && len(c.pending) == 0 {
+		c.pending, c.spare = nil, nil // an idle connection needs no buffers
+	}
+	w.stuck = since(w.stuck, c.flushing && c.written.Load() == w.written, now)
+	w.written = c.written.Load()
+	silent := c.askLocked(now)
+	begun := c.submitted > 0
+	c.mu.Unlock()
+	w.block = since(w.block, c.inBlock.Load(), now)
+	switch {
+	case silent:
+		c.end(failed(errSilent), h2.ErrCodeNo, false)
+	case longer(w.stuck, now, writeTime):
+		c.end(failed(errStuck), h2.ErrCodeNo, false)
+	case longer(w.block, now, blockTime):
+		c.end(failed(refuse(h2.ErrCodeEnhanceYourCalm, "field block takes too long")), h2.ErrCodeEnhanceYourCalm, true)
+	case begun && now >= settingsTime && !c.acked.Load():
+		c.end(failed(refuse(h2.ErrCodeSettingsTimeout, "no answer to SETTINGS")), h2.ErrCodeSettingsTimeout, true)
+	default:
+		return false
+	}
+	return true
 }
 
-// begun reports whether the server has anything to answer.
-func (c *conn) begun() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.submitted > 0
+// askLocked asks a server that has been silent whether it is there, and reports
+// whether it has not answered in time.
+func (c *conn) askLocked(now time.Duration) (gone bool) {
+	silence := now - c.watch.heard
+	if c.pings != c.pongs.Load() {
+		return now-c.pingAt >= pingTime && silence >= pingTime
+	}
+	mayAsk := c.freePings.Load()&silencePing != 0 || now-c.pingAt >= pingRepeat
+	if len(c.streams) > 0 && silence >= pingSilence && mayAsk {
+		c.pingLocked(silencePing)
+		c.kickLocked()
+	}
+	return false
 }
 
 // since moves the beginning of a state that holds now, or not.
