@@ -226,6 +226,9 @@ func (s *stream) sendBody(p []byte, end bool) error {
 			c.mu.Lock()
 			continue
 		}
+		if s.deadline.Load() == 0 { // nothing of this part went out: the server is silent, not the client
+			s.startClock(c.now())
+		}
 		s.blocked = true
 		c.blocked++
 		s.room.Wait()
