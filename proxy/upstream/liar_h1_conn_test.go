@@ -113,7 +113,7 @@ func h1Early() []lie {
 	answer := reply(413, "large").once()
 	return []lie{
 		tell("413 and reading on", "9112 9.5", answer, say(large)).uploading(),
-		tell("413 and reading nothing", "9112 9.5", answer, say(large), pause(2*lieFirstByte)).uploading(),
+		tell("413 and reading nothing", "9112 9.5", answer, say(large), pause(2*lieFirstByte)).uploading().slowly(),
 		tell("413 and FIN", "9112 9.5", answer, say(large), fin).uploading(),
 		tell("413 and RST a little later", "9112 9.6", answer, say(large), pause(lieSettle), rst).uploading(),
 		tell("413 with Connection: close", "9112 9.6", answer, say(h1("413 Content Too Large", "Content-Length: 5", "Connection: close")+"large"), fin).uploading(),
@@ -125,7 +125,7 @@ func h1Early() []lie {
 		tell("200 and then the rest of the upload", "9112 9.3", reply(200, "ok").maybe(), say(sized("ok")), readBody).posting().atOnce(),
 		tell("nothing, and reading nothing", "9110 15.6.5", fails(late, "no reply"), pause(3*lieFirstByte)).uploading(),
 		tell("RST in an upload", "9112 9.5", fails(lost, ""), pause(time.Millisecond), rst).uploading(),
-		tell("FIN in an upload", "9112 9.5", fails(lost, ""), pause(time.Millisecond), fin, pause(lieFirstByte)).uploading(),
+		tell("FIN in an upload", "9112 9.5", fails(lost, ""), pause(time.Millisecond), fin, pause(lieFirstByte)).uploading().slowly(),
 		tell("garbage in an upload", "9112 4", refuses("not HTTP/1"), say("garbage\r\n\r\n")).uploading(),
 		tell("101 in an upload", "9110 15.2.2", refuses("101"), say(h1("101 Switching Protocols", "Connection: Upgrade", "Upgrade: websocket"))).uploading(),
 	}

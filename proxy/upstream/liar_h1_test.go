@@ -53,7 +53,7 @@ func speakH1(s *liar, c net.Conn, first bool) {
 		}
 		switch {
 		case lying:
-			err = t.run(s.lie.script)
+			err = t.tell()
 		case req.URL.Path == "/case":
 			err = t.write(sized("again"))
 		default:
@@ -74,8 +74,8 @@ func echo(t *turn) error {
 	return t.write(line)
 }
 
-func TestLiesOfHTTP1(t *testing.T) {
-	for family, table := range map[string][]lie{
+func h1Lies() map[string][]lie {
+	return map[string][]lie{
 		"status line":  h1StatusLines(),
 		"line ends":    h1LineEnds(),
 		"field names":  h1Names(),
@@ -93,10 +93,23 @@ func TestLiesOfHTTP1(t *testing.T) {
 		"surplus":      h1Surplus(),
 		"early":        h1Early(),
 		"persistence":  h1Persistence(),
-	} {
+	}
+}
+
+func TestLiesOfHTTP1(t *testing.T) {
+	for family, table := range h1Lies() {
 		t.Run(family, func(t *testing.T) {
 			t.Parallel()
 			tellAll(t, table, speakH1, nil)
+		})
+	}
+}
+
+func TestLiesOfHTTP1OverLoopback(t *testing.T) {
+	for _, family := range []string{"truncation", "no body", "surplus", "early", "switching"} {
+		t.Run(family, func(t *testing.T) {
+			t.Parallel()
+			tellOver(t, h1Lies()[family], speakH1, nil)
 		})
 	}
 }
