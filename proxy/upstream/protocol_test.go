@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -110,7 +111,7 @@ func TestHealthIsCheckedByTheProtocolOfThePool(t *testing.T) {
 			if got, want := within(t, patience, "check", checked), tc.proto+" edge-health-check"; got != want {
 				t.Errorf("check by %q, want %q", got, want)
 			}
-			eventually(t, "verdict", func() bool { return !p.endpoints[0].usable() })
+			await(t, patience, "verdict", func() bool { return !p.endpoints[0].usable() })
 			if got := p.endpoints[0].status().LastError; got != "status 503" {
 				t.Errorf("last error %q, want status 503", got)
 			}
@@ -192,6 +193,58 @@ func TestStreamsOfEveryProtocol(t *testing.T) {
 				t.Errorf("Read of a cancelled reply: %v, want %v", err, gone)
 			}
 			within(t, prompt, "endpoint sees the client leave", left)
+		})
+	}
+}
+
+// openConn counts connections that are not closed.
+type openConn struct {
+	net.Conn
+	open *atomic.Int32
+	once sync.Once
+}
+
+func (c *openConn) Close() error {
+	c.once.Do(func() { c.open.Add(-1) })
+	return c.Conn.Close()
+}
+
+func TestCloseClosesIdleConnectionsOfEveryProtocol(t *testing.T) {
+	for _, tc := range protocols {
+		t.Run(string(tc.name)+" to "+tc.scheme, func(t *testing.T) {
+			next := make(chan struct{})
+			_, c := serveAll(t, tc.scheme, tc.name, func(w http.ResponseWriter, r *http.Request) {
+				w.(http.Flusher).Flush()
+				if r.URL.Path == "/slow" {
+					<-next
+				}
+				io.WriteString(w, "end")
+			})
+			var live atomic.Int32
+			r := NewRegistry(Options{Logger: slog.New(slog.DiscardHandler), Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+				nc, err := new(net.Dialer).DialContext(ctx, network, address)
+				if err == nil {
+					live.Add(1)
+					nc = &openConn{Conn: nc, open: &live}
+				}
+				return nc, err
+			}})
+			defer r.Close()
+			set := prepare(t, r, c)
+			p := set.Pool(c.Name)
+			text(t, do(t, p, get("/")))
+			if n := live.Load(); n != 1 {
+				t.Errorf("%d connections after a request, want 1", n)
+			}
+			slow := do(t, p, get("/slow"))
+			set.Close()
+			close(next)
+			if got := text(t, slow); got != "end" {
+				t.Errorf("running reply %q, want end", got)
+			}
+			eventually(t, "connections closed with the Set", func() bool { return live.Load() == 0 })
+			text(t, do(t, p, get("/"))) // of a request that began before a reload
+			eventually(t, "connection of a late request closed", func() bool { return live.Load() == 0 })
 		})
 	}
 }
@@ -316,14 +369,14 @@ func TestShutdownOfAnHTTP2ServerFailsNoRequest(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "load", func() bool { return p.endpoints[0].requests.Load() > 100 })
+	await(t, patience, "load", func() bool { return p.endpoints[0].requests.Load() > 100 })
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := a.Config.Shutdown(ctx); err != nil {
 		t.Errorf("shutdown: %v", err)
 	}
 	before := p.endpoints[1].requests.Load()
-	eventually(t, "load on the other", func() bool { return p.endpoints[1].requests.Load() > before+100 })
+	await(t, patience, "load on the other", func() bool { return p.endpoints[1].requests.Load() > before+100 })
 	close(stop)
 	wg.Wait()
 }

@@ -71,11 +71,17 @@ func registry(t *testing.T) *Registry {
 // an idle connection lives by itself.
 func eventually(t *testing.T, what string, fact func() bool) {
 	t.Helper()
+	await(t, idleConn/2, what, fact)
+}
+
+// await waits for a fact, for at most d.
+func await(t *testing.T, d time.Duration, what string, fact func() bool) {
+	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(idleConn / 2); !fact(); <-tick.C {
+	for end := time.Now().Add(d); !fact(); <-tick.C {
 		if time.Now().After(end) {
-			t.Fatalf("%s: not within %v", what, idleConn/2)
+			t.Fatalf("%s: not within %v", what, d)
 		}
 	}
 }
