@@ -155,7 +155,7 @@ func (c candidate) rank(now time.Time) int {
 }
 
 // cost orders certificates by what a signature with their keys costs: of RSA
-// twenty times that of ECDSA in Go, so RSA is for clients that know nothing else.
+// thirty times that of ECDSA in Go, so RSA is for clients that know nothing else.
 func (c *certificate) cost() int {
 	if c.leaf().PublicKeyAlgorithm == x509.RSA {
 		return 1

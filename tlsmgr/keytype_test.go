@@ -39,7 +39,7 @@ func twoKeys(t *testing.T) *Manager {
 	return m
 }
 
-// A signature with RSA costs twenty times one with ECDSA, so who understands
+// A signature with RSA costs thirty times one with ECDSA, so who understands
 // both is given ECDSA, whatever lives longer and whatever the client prefers.
 func TestWhoUnderstandsBothIsGivenECDSA(t *testing.T) {
 	m := twoKeys(t)

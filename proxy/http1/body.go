@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"edge/proxy/exchange"
 )
@@ -15,6 +16,9 @@ func (c *conn) deliver(h replyHead) exchange.Reply {
 	case h.status == statusSwitching:
 		reply.Tunnel = newTunnel(c)
 	case h.framing == noBody:
+		c.finish()
+	case h.framing == byLength && int64(c.w-c.r) >= h.length:
+		reply.Body = c.detach(int(h.length))
 		c.finish()
 	default:
 		reply.Body = &body{c: c, framing: h.framing, left: h.length}
@@ -29,6 +33,47 @@ func (empty) Read([]byte) (int, error) { return 0, io.EOF }
 func (empty) Trailer() exchange.Fields { return nil }
 func (empty) Close() error             { return nil }
 
+// whole is a body that came with its head, as that of most small replies does. The
+// connection serves others already, also when nobody wants this one.
+type whole struct {
+	rest   []byte // in one of the pooled buffers
+	small  *[readSize]byte
+	big    *[writeSize]byte
+	closed atomic.Bool
+}
+
+// detach takes the buffer, of which the body is the next n bytes. What is behind
+// it spoils the connection.
+func (c *conn) detach(n int) *whole {
+	b := &whole{rest: c.buf[c.r : c.r+n], small: c.small, big: c.big}
+	c.keep = c.keep && c.r+n == c.w
+	c.small, c.big, c.buf, c.r, c.w = nil, nil, nil, 0, 0
+	return b
+}
+
+// Read returns io.EOF with the last byte.
+func (b *whole) Read(p []byte) (int, error) {
+	if b.closed.Load() {
+		return 0, errClosed
+	}
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	if len(b.rest) > 0 {
+		return n, nil
+	}
+	giveBack(b.small, b.big)
+	b.small, b.big, b.rest = nil, nil, nil
+	return n, io.EOF
+}
+
+func (*whole) Trailer() exchange.Fields { return nil }
+
+// Close leaves the buffer to the collector: a Read may be looking at it.
+func (b *whole) Close() error {
+	b.closed.Store(true)
+	return nil
+}
+
 // body is the body of one reply. It lets go of the connection at its end, so that
 // a late Close meets no other call's.
 type body struct {
@@ -40,9 +85,10 @@ type body struct {
 	chunks chunkReader
 	err    error // sticky
 
-	mu     sync.Mutex
-	over   bool // the connection is no longer ours
-	closed bool
+	closed atomic.Bool
+
+	mu   sync.Mutex
+	over bool // the connection is no longer ours
 }
 
 // smallRead is what is read through a buffer rather than straight into the
@@ -55,7 +101,11 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.err != nil || len(p) == 0 {
 		return 0, b.err
 	}
-	n, err := b.read(p)
+	var n int
+	err := errClosed
+	if !b.closed.Load() {
+		n, err = b.read(p)
+	}
 	if err != nil {
 		b.err = b.end(err)
 	}
@@ -155,7 +205,7 @@ func (c *conn) consume(n int) {
 // end lets go of the connection.
 func (b *body) end(err error) error {
 	b.mu.Lock()
-	closed := b.closed
+	closed := b.closed.Load()
 	b.over = true
 	b.mu.Unlock()
 	c := b.c
@@ -183,7 +233,7 @@ func (b *body) Trailer() exchange.Fields {
 func (b *body) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.closed = true
+	b.closed.Store(true)
 	if !b.over { // so c is still there
 		b.c.Abort()
 		if b.c.up != nil {

@@ -188,16 +188,24 @@ func TestCloseEndsAReadAndTheConnection(t *testing.T) {
 	})
 }
 
-func TestCloseBeforeTheEndSpoilsWhatIsBuffered(t *testing.T) {
-	var conns atomic.Int32
-	c := rawServer(t, Options{}, answer(&conns, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
-	reply, err := c.Do(get("/"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = reply.Body.Close()
-	if _, err := reply.Body.Read(make([]byte, 5)); !errors.Is(err, net.ErrClosed) || c.Idle() != 0 {
-		t.Errorf("%v, %d idle", err, c.Idle())
+// A reply that came whole is no work for the server any more.
+func TestClosingAReplyThatCameWholeKeepsTheConnection(t *testing.T) {
+	for _, tape := range []string{"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno", "HTTP/1.1 503 No\r\nContent-Length: 20000\r\n\r\n" + strings.Repeat("no", 10_000)} {
+		nc := &tapeConn{reply: tape, piece: 1 << 20}
+		c := NewClient(func(context.Context) (net.Conn, error) { return nc, nil }, Options{})
+		reply, err := c.Do(get("/"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = reply.Body.Close()
+		want := 0
+		if len(tape) < readSize {
+			want = 1
+		}
+		if _, err := reply.Body.Read(make([]byte, 5)); !errors.Is(err, net.ErrClosed) || c.Idle() != want {
+			t.Errorf("%d bytes: %v, %d idle; want %v and %d", len(tape), err, c.Idle(), net.ErrClosed, want)
+		}
+		c.Close()
 	}
 }
 

@@ -162,13 +162,17 @@ func (c *conn) makeRoom() {
 
 // release gives the buffer back, and what is in it up.
 func (c *conn) release() {
-	if c.small != nil {
-		readBuffers.Put(c.small)
-	}
-	if c.big != nil {
-		writeBuffers.Put(c.big)
-	}
+	giveBack(c.small, c.big)
 	c.small, c.big, c.buf, c.r, c.w = nil, nil, nil, 0, 0
+}
+
+func giveBack(small *[readSize]byte, big *[writeSize]byte) {
+	if small != nil {
+		readBuffers.Put(small)
+	}
+	if big != nil {
+		writeBuffers.Put(big)
+	}
 }
 
 // send sends the head with what s has read of the body, and sees to the rest.

@@ -82,18 +82,15 @@ func parseFields(f exchange.Fields, s string) (exchange.Fields, error) {
 			return nil, fieldNameError(s)
 		}
 		name := s[:i]
-		for i++; isBlank(s[i]); i++ {
-		}
-		start, end := i, i // of the value, without blanks behind it
+		i++
+		start := i
 		for class[s[i]]&valueByte != 0 {
-			if i++; !isBlank(s[i-1]) {
-				end = i
-			}
+			i++
 		}
-		if s[i:i+len(crlf)] != crlf {
+		if s[i] != '\r' || s[i+1] != '\n' {
 			return nil, errValue
 		}
-		f = append(f, exchange.Field{Name: name, Value: s[start:end]})
+		f = append(f, exchange.Field{Name: name, Value: trimOWS(s[start:i])})
 		s = s[i+len(crlf):]
 	}
 	return f, nil

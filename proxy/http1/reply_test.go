@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"edge/proxy/exchange"
@@ -340,5 +341,22 @@ func TestLargeHeadsBehindLargeHeads(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+func TestABodyThatCameWholeIsReadInPieces(t *testing.T) {
+	nc := &tapeConn{reply: "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", piece: 1 << 20}
+	c := NewClient(func(context.Context) (net.Conn, error) { return nc, nil }, Options{})
+	defer c.Close()
+	reply, err := c.Do(get("/"))
+	if err != nil || c.Idle() != 1 {
+		t.Fatalf("%v, %d idle; want the connection free at once", err, c.Idle())
+	}
+	got, err := io.ReadAll(iotest.OneByteReader(reply.Body))
+	if string(got) != "hello" || err != nil || reply.Body.Trailer() != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	if n, err := reply.Body.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("behind the end: %d, %v", n, err)
 	}
 }

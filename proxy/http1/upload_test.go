@@ -136,12 +136,14 @@ func TestNoMoreThanTheLengthIsSent(t *testing.T) {
 
 // A server that refuses an upload answers, reads no further and closes.
 func TestAnEarlyRefusalIsDelivered(t *testing.T) {
-	for range 20 {
+	for i := range 20 {
 		c := rawServer(t, Options{}, func(s *serverConn) {
 			s.request()
 			s.say("HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nno!")
-			s.Conn.(*net.TCPConn).CloseWrite()
-			io.CopyN(io.Discard, s.br, 1<<20)
+			if i%2 == 0 { // else closing resets, as there are unread bytes
+				s.Conn.(*net.TCPConn).CloseWrite()
+				io.CopyN(io.Discard, s.br, 1<<20)
+			}
 		})
 		reply, body, err := fetch(t, c, uploadOf(64<<20, &endless{}))
 		if err != nil || reply.Status != 413 || body != "no!" {

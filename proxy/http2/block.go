@@ -114,7 +114,7 @@ const (
 // field appends a field of a message unless it is the engine's to write.
 func (e *encoder) field(name, value string, in section) error {
 	known := lookUp(name)
-	value = strings.Trim(value, " \t")
+	value = trimSpace(value)
 	switch known.kind {
 	case hopByHop, framing:
 		return nil

@@ -365,7 +365,7 @@ func (cl *Client) release(c *conn, n int) {
 func (cl *Client) allow(c *conn, streams int) {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
-	cl.assumed = min(streams, assumedStreams)
+	cl.assumed = max(1, min(streams, assumedStreams)) // with 0 a call would wait for what it can be told at once
 	c.limit = streams
 	cl.grantLocked(c)
 	cl.dialMoreLocked()

@@ -135,7 +135,7 @@ func (c *conn) now() time.Duration { return time.Since(c.born) }
 
 // start sends the head of a request and as much of data as may go. end says that
 // data is all of the body. It returns what is left of data, and errGone when the
-// connection took nothing. Without flush the frames wait for the next.
+// connection took nothing. Without flush the caller must call flush soon.
 func (c *conn) start(s *stream, e *encoder, data []byte, end, flush bool) ([]byte, error) {
 	now := c.now()
 	c.mu.Lock()
@@ -170,15 +170,23 @@ func (c *conn) start(s *stream, e *encoder, data []byte, end, flush bool) ([]byt
 	} else if end {
 		s.sentEnd = true
 	}
-	if s.sentEnd {
+	if s.sentEnd || len(data) > 0 {
 		s.startClock(now)
 	}
+	s.flushes = !flush
 	if !flush {
 		c.mu.Unlock()
 		return data, nil
 	}
 	c.flushAndUnlock(len(c.streams) > 1)
 	return data, nil
+}
+
+// flush is the second half of a start without.
+func (c *conn) flush(s *stream) {
+	c.mu.Lock()
+	s.flushes = false
+	c.flushAndUnlock(false)
 }
 
 // sendLocked appends DATA as far as the windows and maxPending go, and returns

@@ -53,6 +53,18 @@ func validValue(s string) bool {
 	return true
 }
 
+// trimSpace takes the white space off the ends of s, which belongs to the line and
+// not to the value (RFC 9110 5.5).
+func trimSpace(s string) string {
+	for s != "" && isSpace(s[0]) {
+		s = s[1:]
+	}
+	for s != "" && isSpace(s[len(s)-1]) {
+		s = s[:len(s)-1]
+	}
+	return s
+}
+
 func isSpace(c byte) bool { return c == ' ' || c == '\t' }
 
 // validTarget reports whether s can be a :path: origin-form, or "*" of OPTIONS.

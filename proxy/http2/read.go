@@ -2,6 +2,7 @@ package http2
 
 import (
 	"errors"
+	"os"
 
 	h2 "golang.org/x/net/http2"
 )
@@ -13,6 +14,11 @@ func (c *conn) read() {
 		c.end(failed(err), wrong.code, true)
 		return
 	}
+	c.mu.Lock()
+	if c.writeErr != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		err = c.writeErr // which is why reading had to end, see writeAndUnlock
+	}
+	c.mu.Unlock()
 	c.end(failed(err), h2.ErrCodeNo, false)
 }
 

@@ -37,6 +37,7 @@ type stream struct {
 	blocked  bool      // somebody waits for it
 	sendable allowance
 	sentEnd  bool
+	flushes  bool // somebody is about to flush, see conn.start
 	dropped  bool // the connection knows it no more
 	from     int64
 	lastSent time.Duration

@@ -63,9 +63,8 @@ func (s *stream) send(call *exchange.Call, e *encoder, first *firstPart) error {
 			return err
 		}
 		go s.upload(newUploadBuffer(false), nil, false, false)
-		runtime.Gosched()
-		s.c.mu.Lock()
-		s.c.flushAndUnlock(false)
+		runtime.Gosched() // it goes first
+		s.c.flush(s)
 		return nil
 	}
 	if first.buf == nil {
@@ -218,6 +217,10 @@ func (s *stream) sendBody(p []byte, end bool) error {
 			s.startClock(now)
 		}
 		if len(p) == 0 && c.writeErr == nil {
+			if s.flushes && !s.sentEnd {
+				c.mu.Unlock() // what comes next may leave with it
+				return nil
+			}
 			c.flushAndUnlock(len(c.streams) > 1)
 			return nil
 		}
@@ -226,7 +229,7 @@ func (s *stream) sendBody(p []byte, end bool) error {
 			c.mu.Lock()
 			continue
 		}
-		if s.deadline.Load() == 0 { // nothing of this part went out: the server is silent, not the client
+		if s.deadline.Load() == 0 { // the server keeps us waiting
 			s.startClock(c.now())
 		}
 		s.blocked = true
