@@ -170,10 +170,17 @@ func benchCall() *exchange.Call {
 	return &exchange.Call{
 		Method: "POST", Target: "/v1/chat/completions", Scheme: "https", Host: "models.test", Body: io.LimitReader(nil, 0), Length: 1000,
 		Header: exchange.Fields{
-			{Name: "Accept", Value: "application/json"}, {Name: "Content-Type", Value: "application/json"}, {Name: "User-Agent", Value: "OpenAI/Python 1.99.1"},
-			{Name: "Accept-Encoding", Value: "gzip, deflate, br"}, {Name: "Authorization", Value: "Bearer sk-0123456789abcdef0123456789abcdef"},
-			{Name: "X-Stainless-Lang", Value: "python"}, {Name: "X-Stainless-Package-Version", Value: "1.99.1"}, {Name: "X-Stainless-OS", Value: "Linux"},
-			{Name: "X-Stainless-Arch", Value: "x64"}, {Name: "X-Stainless-Retry-Count", Value: "0"}, {Name: "X-Request-Id", Value: "0123456789abcdef"},
+			{Name: "Accept", Value: "application/json"},
+			{Name: "Content-Type", Value: "application/json"},
+			{Name: "User-Agent", Value: "OpenAI/Python 1.99.1"},
+			{Name: "Accept-Encoding", Value: "gzip, deflate, br"},
+			{Name: "Authorization", Value: "Bearer sk-0123456789abcdef0123456789abcdef"},
+			{Name: "X-Stainless-Lang", Value: "python"},
+			{Name: "X-Stainless-Package-Version", Value: "1.99.1"},
+			{Name: "X-Stainless-OS", Value: "Linux"},
+			{Name: "X-Stainless-Arch", Value: "x64"},
+			{Name: "X-Stainless-Retry-Count", Value: "0"},
+			{Name: "X-Request-Id", Value: "0123456789abcdef"},
 			{Name: "X-Forwarded-For", Value: "192.0.2.1"},
 		},
 	}

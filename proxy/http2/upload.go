@@ -195,49 +195,59 @@ func (s *stream) transfer(buf *[]byte, rest []byte, last bool) (*[]byte, error) 
 func (s *stream) sendBody(p []byte, end bool) error {
 	c := s.c
 	c.mu.Lock()
-	for {
-		if s.dropped {
-			c.mu.Unlock()
-			return errStopped
-		}
-		before := len(p)
-		switch {
-		case c.writeErr != nil: // the reader ends the stream soon
-		case before > 0:
-			p = c.sendLocked(s, p, end)
-		case end:
-			c.pending = appendData(c.pending, s.id, nil, true)
-			c.queued += frameHeader
-			s.sentEnd = true
-		}
-		sent := before - len(p)
-		if sent > 0 || s.sentEnd {
-			now := c.now()
-			s.lastSent = now
-			s.startClock(now)
-		}
-		if len(p) == 0 && c.writeErr == nil {
-			if s.flushes && !s.sentEnd {
-				c.mu.Unlock() // what comes next may leave with it
-				return nil
-			}
-			c.flushAndUnlock(len(c.streams) > 1)
-			return nil
-		}
-		if !c.flushing && len(c.pending) > 0 && c.writeErr == nil {
-			c.flushAndUnlock(false)
-			c.mu.Lock()
+	for !s.dropped {
+		if c.writeErr != nil { // the reader of the connection ends the stream soon
+			s.waitLocked()
 			continue
 		}
-		if s.deadline.Load() == 0 { // the server keeps us waiting
-			s.startClock(c.now())
+		p = s.sendPartLocked(p, end)
+		switch {
+		case len(p) == 0 && s.flushes && !s.sentEnd:
+			c.mu.Unlock() // what comes next may leave with it
+			return nil
+		case len(p) == 0:
+			c.flushAndUnlock(len(c.streams) > 1)
+			return nil
+		case !c.flushing && len(c.pending) > 0:
+			c.flushAndUnlock(false)
+			c.mu.Lock()
+		default:
+			s.waitLocked()
 		}
-		s.blocked = true
-		c.blocked++
-		s.room.Wait()
-		c.blocked--
-		s.blocked = false
 	}
+	c.mu.Unlock()
+	return errStopped
+}
+
+// sendPartLocked sends what may be sent of p now, and returns the rest. The
+// server's silence begins anew with each part.
+func (s *stream) sendPartLocked(p []byte, end bool) []byte {
+	c := s.c
+	before := len(p)
+	if before > 0 {
+		p = c.sendLocked(s, p, end)
+	} else if end {
+		c.pending = appendData(c.pending, s.id, nil, true)
+		c.queued += frameHeader
+		s.sentEnd = true
+	}
+	if len(p) < before || s.sentEnd {
+		s.lastSent = c.now()
+		s.startClock(s.lastSent)
+	}
+	return p
+}
+
+// waitLocked waits until there may be something to send.
+func (s *stream) waitLocked() {
+	if s.deadline.Load() == 0 { // the server keeps us waiting
+		s.startClock(s.c.now())
+	}
+	s.blocked = true
+	s.c.blocked++
+	s.room.Wait()
+	s.c.blocked--
+	s.blocked = false
 }
 
 // sendTrailer ends the request with its trailer.
