@@ -16,7 +16,7 @@ func h2Blocks() []lie {
 		says2("in two frames", "6.10", ok.with("x: y"), first, done, lastData("ok")),
 		says2("split within a field", "6.10", ok, frame(fHeaders, 0, 1, status[:4]), frame(fContinuation, endHeaders, 1, status[4:]), lastData("ok")),
 		says2("in an empty frame and another", "6.10", ok, frame(fHeaders, 0, 1, ""), frame(fContinuation, endHeaders, 1, status), lastData("ok")),
-		says2("in single bytes", "10.5.1", refuses(""), frame(fHeaders, 0, 1, status[:1]), inBytes(status[1:]), lastData("ok")),
+		says2("in single bytes", "10.5.1", refuses("too many CONTINUATION"), frame(fHeaders, 0, 1, status[:1]), inBytes(status[1:]), lastData("ok")),
 		says2("interrupted by DATA", "6.10", bad, first, lastData("ok"), done),
 		says2("interrupted by PING", "6.10", bad, first, frame(fPing, 0, 0, "12345678"), done, lastData("ok")),
 		says2("interrupted by an unknown frame", "6.10", bad, first, frame(0x42, 0, 1, ""), done, lastData("ok")),
@@ -28,18 +28,18 @@ func h2Blocks() []lie {
 		says2("padding", "6.2", ok, frame(fHeaders, endHeaders|padded, 1, "\x05"+status+"\x00\x00\x00\x00\x00"), lastData("ok")),
 		says2("padding that is not zero", "6.1", ok, frame(fHeaders, endHeaders|padded, 1, "\x05"+status+"12345"), lastData("ok")).
 			expect(ok.orElse(bad)),
-		says2("padding of all", "6.2", refuses(""), frame(fHeaders, endHeaders|padded, 1, "\x05\x00\x00\x00\x00\x00"), lastData("ok")).maybeKept(),
+		says2("padding of all", "6.2", refuses("not one :status"), frame(fHeaders, endHeaders|padded, 1, "\x05\x00\x00\x00\x00\x00"), lastData("ok")).maybeKept(),
 		says2("padding longer than the frame", "6.2", bad, frame(fHeaders, endHeaders|padded, 1, "\xff"+status), lastData("ok")),
-		says2("padding without its length", "6.2", refuses(""), frame(fHeaders, endHeaders|padded, 1, ""), lastData("ok")),
+		says2("padding without its length", "6.2", refuses("too short"), frame(fHeaders, endHeaders|padded, 1, ""), lastData("ok")),
 		says2("priority", "6.2", ok, frame(fHeaders, endHeaders|prioritized, 1, u32(0)+"\x10"+status), lastData("ok")),
-		says2("priority cut", "6.2", refuses(""), frame(fHeaders, endHeaders|prioritized, 1, "\x00\x00"), lastData("ok")),
+		says2("priority cut", "6.2", refuses("too short"), frame(fHeaders, endHeaders|prioritized, 1, "\x00\x00"), lastData("ok")),
 		says2("45 KiB of fields", "6.5.2", ok, frame(fHeaders, 0, 1, status), frame(fContinuation, 0, 1, big), frame(fContinuation, 0, 1, big),
 			frame(fContinuation, endHeaders, 1, big), lastData("ok")),
-		says2("75 KiB of fields", "6.5.2", refuses(""), frame(fHeaders, 0, 1, status), strings.Repeat(frame(fContinuation, 0, 1, big), 5),
+		says2("75 KiB of fields", "6.5.2", refuses("header list too large"), frame(fHeaders, 0, 1, status), strings.Repeat(frame(fContinuation, 0, 1, big), 5),
 			frame(fContinuation, endHeaders, 1, ""), lastData("ok")).maybeKept(),
-		says2("150 KiB of fields", "6.5.2", refuses(""), frame(fHeaders, 0, 1, status), strings.Repeat(frame(fContinuation, 0, 1, big), 10),
+		says2("150 KiB of fields", "6.5.2", refuses("too many CONTINUATION"), frame(fHeaders, 0, 1, status), strings.Repeat(frame(fContinuation, 0, 1, big), 10),
 			frame(fContinuation, endHeaders, 1, ""), lastData("ok")).maybeKept(),
-		says2("three thousand small fields", "6.5.2", refuses(""), frame(fHeaders, 0, 1, status),
+		says2("three thousand small fields", "6.5.2", refuses("header list too large"), frame(fHeaders, 0, 1, status),
 			frame(fContinuation, endHeaders, 1, strings.Repeat(block("x", "y"), 3000)), lastData("ok")).maybeKept(),
 	}
 }
@@ -86,90 +86,89 @@ func h2Compression() []lie {
 		coded("table size 4097", "7541 6.3", bad, "\x3f\xe2\x1f\x88"),
 		coded("table size 2^31", "7541 6.3", bad, "\x3f\xe1\xff\xff\xff\x07\x88"),
 		coded("table size behind a field", "7541 4.2", bad, "\x88\x40\x01x\x01y\x20"),
-		coded("a bomb: one entry a thousand times", "7541 7.3", refuses(""), "\x88\x40\x01x\x7f\x81\x1e"+strings.Repeat("y", 4000)+strings.Repeat("\xbe", 1000)).maybeKept(),
-		coded("a small bomb of small fields", "7541 7.3", refuses(""), "\x88"+strings.Repeat("\x90", 8000)).maybeKept(),
-		coded("nothing", "9113 8.3.2", refuses(""), "").maybeKept(),
+		coded("a bomb: one entry a thousand times", "7541 7.3", refuses("header list too large"), "\x88\x40\x01x\x7f\x81\x1e"+strings.Repeat("y", 3968)+strings.Repeat("\xbe", 1000)).maybeKept(),
+		coded("a small bomb of small fields", "7541 7.3", refuses("header list too large"), "\x88"+strings.Repeat("\x90", 8000)).maybeKept(),
+		coded("nothing", "9113 8.3.2", refuses("not one :status"), "").maybeKept(),
 	}
 }
 
 func h2Fields() []lie {
 	ok := reply(200, "ok")
-	malformed := spoils("PROTOCOL_ERROR")
-	is := func(name, rfc string, want outcome, fields ...string) lie {
-		return says2(name, rfc, want, head2(fields...), lastData("ok"))
+	status, pseudo := malformed("invalid :status"), malformed("not one :status")
+	name, value, hop := malformed("invalid field name"), malformed("invalid value"), malformed("connection-specific field")
+	is := func(title, rfc string, want outcome, fields ...string) lie {
+		return says2(title, rfc, want, head2(fields...), lastData("ok"))
 	}
-	with := func(name, rfc string, want outcome, fields ...string) lie {
-		return is(name, rfc, want, append([]string{":status", "200"}, fields...)...)
+	with := func(title, rfc string, want outcome, fields ...string) lie {
+		return is(title, rfc, want, append([]string{":status", "200"}, fields...)...)
 	}
 	return []lie{
-		is("no status", "8.3.2", malformed, "x", "y"),
-		is("two statuses", "8.3.2", malformed, ":status", "200", ":status", "200"),
-		is("status of two digits", "8.3.2", malformed, ":status", "20"),
-		is("status of four digits", "8.3.2", malformed, ":status", "2000"),
-		is("status of letters", "8.3.2", malformed, ":status", "2xx"),
-		is("status with a sign", "8.3.2", malformed, ":status", "+20"),
-		is("status with a reason", "8.3.2", malformed, ":status", "200 OK"),
-		is("status with a space", "8.3.2", malformed, ":status", " 200"),
-		is("empty status", "8.3.2", malformed, ":status", ""),
-		is("status 000", "8.3.2", malformed, ":status", "000"),
-		is("status 099", "8.3.2", malformed, ":status", "099"),
-		is("status 600", "8.3.2", malformed, ":status", "600"),
+		is("no status", "8.3.2", pseudo, "x", "y"),
+		is("two statuses", "8.3.2", pseudo, ":status", "200", ":status", "200"),
+		is("status of two digits", "8.3.2", status, ":status", "20"),
+		is("status of four digits", "8.3.2", status, ":status", "2000"),
+		is("status of letters", "8.3.2", status, ":status", "2xx"),
+		is("status with a sign", "8.3.2", status, ":status", "+20"),
+		is("status with a reason", "8.3.2", status, ":status", "200 OK"),
+		is("status with a space", "8.3.2", status, ":status", " 200"),
+		is("empty status", "8.3.2", status, ":status", ""),
+		is("status 000", "8.3.2", status, ":status", "000"),
+		is("status 099", "8.3.2", status, ":status", "099"),
+		is("status 600", "8.3.2", status, ":status", "600"),
 		is("status 299", "8.3.2", reply(299, "ok"), ":status", "299"),
-		is("upper case :STATUS", "8.3", malformed, ":STATUS", "200"),
-		with("a pseudo-header of requests", "8.3.2", malformed, ":path", "/"),
-		with("an unknown pseudo-header", "8.3", malformed, ":odd", "1"),
-		with("a pseudo-header with no name", "8.3", malformed, ":", "1"),
-		is("status behind a field", "8.3", malformed, "x", "y", ":status", "200"),
-		with("an upper-case name", "8.2.1", malformed, "X", "y"),
-		with("an empty name", "8.2.1", malformed, "", "y"),
-		with("a space in a name", "8.2.1", malformed, "x y", "z"),
-		with("a colon in a name", "8.2.1", malformed, "x:y", "z"),
-		with("NUL in a name", "8.2.1", malformed, "x\x00", "z"),
-		with("a line end in a name", "8.2.1", malformed, "x\r\ny", "z"),
-		with("obs-text in a name", "8.2.1", malformed, "\xc3\xbc", "z"),
-		with("DEL in a name", "8.2.1", malformed, "x\x7f", "z"),
-		with("a parenthesis in a name", "8.2.1", malformed, "x(y)", "z"),
-		with("NUL in a value", "8.2.1", malformed, "x", "a\x00b"),
-		with("CR in a value", "8.2.1", malformed, "x", "a\rb"),
-		with("LF in a value", "8.2.1", malformed, "x", "a\nb"),
-		with("a header in a value", "8.2.1", malformed, "x", "a\r\nSet-Cookie: b"),
-		with("a control in a value", "8.2.1", malformed, "x", "a\x01b"),
-		with("DEL in a value", "8.2.1", malformed, "x", "a\x7fb"),
-		with("a space before a value", "8.2.1", malformed, "x", " a"),
-		with("a tab behind a value", "8.2.1", malformed, "x", "a\t"),
+		is("upper case :STATUS", "8.3", pseudo, ":STATUS", "200"),
+		with("a pseudo-header of requests", "8.3.2", pseudo, ":path", "/"),
+		with("an unknown pseudo-header", "8.3", pseudo, ":odd", "1"),
+		with("a pseudo-header with no name", "8.3", pseudo, ":", "1"),
+		is("status behind a field", "8.3", malformed("pseudo-header after a field"), "x", "y", ":status", "200"),
+		with("an upper-case name", "8.2.1", name, "X", "y"),
+		with("an empty name", "8.2.1", name, "", "y"),
+		with("a space in a name", "8.2.1", name, "x y", "z"),
+		with("a colon in a name", "8.2.1", name, "x:y", "z"),
+		with("NUL in a name", "8.2.1", name, "x\x00", "z"),
+		with("a line end in a name", "8.2.1", name, "x\r\ny", "z"),
+		with("obs-text in a name", "8.2.1", name, "\xc3\xbc", "z"),
+		with("DEL in a name", "8.2.1", name, "x\x7f", "z"),
+		with("a parenthesis in a name", "8.2.1", name, "x(y)", "z"),
+		with("NUL in a value", "8.2.1", value, "x", "a\x00b"),
+		with("CR in a value", "8.2.1", value, "x", "a\rb"),
+		with("LF in a value", "8.2.1", value, "x", "a\nb"),
+		with("a header in a value", "8.2.1", value, "x", "a\r\nSet-Cookie: b"),
+		with("a control in a value", "8.2.1", value, "x", "a\x01b"),
+		with("DEL in a value", "8.2.1", value, "x", "a\x7fb"),
+		with("a space before a value", "8.2.1", value, "x", " a"),
+		with("a tab behind a value", "8.2.1", value, "x", "a\t"),
 		with("a tab in a value", "8.2.1", ok.with("x: a\tb"), "x", "a\tb"),
 		with("obs-text in a value", "8.2.1", ok.with("x: \xc3\xbc\xff"), "x", "\xc3\xbc\xff"),
 		with("an empty value", "8.2.1", ok.with("x: "), "x", ""),
 		with("two equal names keep their order", "8.2.1", ok.with("x: 1\nx: 2"), "x", "1", "x", "2"),
-		with("connection", "8.2.2", malformed, "connection", "close"),
-		with("keep-alive", "8.2.2", malformed, "keep-alive", "timeout=5"),
-		with("proxy-connection", "8.2.2", malformed, "proxy-connection", "close"),
-		with("transfer-encoding", "8.2.2", malformed, "transfer-encoding", "chunked"),
-		with("upgrade", "8.2.2", malformed, "upgrade", "websocket"),
-		with("te: trailers is for requests", "8.2.2", ok.orElse(malformed), "te", "trailers"),
-		with("te: gzip", "8.2.2", malformed.orElse(ok), "te", "gzip"),
+		with("connection", "8.2.2", hop, "connection", "close"),
+		with("keep-alive", "8.2.2", hop, "keep-alive", "timeout=5"),
+		with("proxy-connection", "8.2.2", hop, "proxy-connection", "close"),
+		with("transfer-encoding", "8.2.2", hop, "transfer-encoding", "chunked"),
+		with("upgrade", "8.2.2", hop, "upgrade", "websocket"),
+		with("te: trailers is for requests", "8.2.2", ok.orElse(hop), "te", "trailers"),
+		with("te: gzip", "8.2.2", hop, "te", "gzip"),
 	}
 }
 
 func h2Interims() []lie {
 	ok := reply(200, "ok")
 	hints := head2(":status", "103", "link", "</a>")
-	malformed := spoils("PROTOCOL_ERROR")
 	return []lie{
 		says2("100", "8.1", ok.after(100), head2(":status", "100"), okay()),
 		says2("103", "8.1", ok.after(103), hints, okay()),
 		says2("eight", "8.1", ok.after(103, 103, 103, 103, 103, 103, 103, 103), strings.Repeat(hints, 8), okay()),
-		says2("nine", "8.1", refuses("").maybe().after(103, 103, 103, 103, 103, 103, 103, 103), strings.Repeat(hints, 9), okay()),
-		says2("with END_STREAM", "8.1", malformed, final2(":status", "103")),
-		says2("100 with END_STREAM", "8.1", malformed, final2(":status", "100")),
-		says2("101", "8.6", malformed, head2(":status", "101"), okay()),
-		says2("101 and END_STREAM", "8.6", malformed, final2(":status", "101", "upgrade", "websocket")),
-		says2("behind the final reply", "8.1", corrupts("", "").onward(), head2(":status", "200"), hints, lastData("ok")).
-			expect(corrupts("", "").onward().orElse(malformed)),
-		says2("DATA behind it", "8.1", malformed.after(103), hints, data2("hello"), okay()).
-			expect(refuses("").maybe().after(103)),
-		says2("trailers behind it", "8.1", malformed.after(103), hints, final2("x", "y")),
-		says2("a malformed one", "8.2.1", malformed, head2(":status", "103", "X", "y"), okay()),
+		says2("nine", "8.1", refuses("too many interim replies").maybe().after(103, 103, 103, 103, 103, 103, 103, 103), strings.Repeat(hints, 9), okay()),
+		says2("with END_STREAM", "8.1", malformed("interim reply that ends"), final2(":status", "103")),
+		says2("100 with END_STREAM", "8.1", malformed("interim reply that ends"), final2(":status", "100")),
+		says2("101", "8.6", malformed("101"), head2(":status", "101"), okay()),
+		says2("101 and END_STREAM", "8.6", malformed("101"), final2(":status", "101")),
+		says2("behind the final reply", "8.1", corrupts("", "second head").onward().orElse(malformed("second head")),
+			head2(":status", "200"), hints, lastData("ok")),
+		says2("DATA behind it", "8.1", malformed("body before the head").after(103), hints, data2("hello"), okay()),
+		says2("trailers behind it", "8.1", malformed("not one :status").after(103), hints, final2("x", "y")),
+		says2("a malformed one", "8.2.1", malformed("invalid field name"), head2(":status", "103", "X", "y"), okay()),
 		tell2("slow without an end", "8.1", fails(late, "").after(102, 102).onward(), say(head2(":status", "102")), pause(time.Second),
 			say(head2(":status", "102")), pause(2*lieFirstByte), say(okay())),
 		says2("before a HEAD's reply", "8.1", reply(200, "").after(103), hints, final2(":status", "200")).to("HEAD"),
@@ -179,7 +178,7 @@ func h2Interims() []lie {
 func h2Trailers() []lie {
 	ok := reply(200, "ok")
 	body := head2(":status", "200") + data2("ok")
-	bad := corrupts("ok", "").onward().stopped("RST PROTOCOL_ERROR")
+	bad := func(reason string) outcome { return corrupts("ok", reason).onward().stopped("RST PROTOCOL_ERROR") }
 	return []lie{
 		says2("one", "8.1", ok.trailing("grpc-status: 0\n"), body, final2("grpc-status", "0")),
 		says2("two in order", "8.1", ok.trailing("x: 1\nx: 2\n"), body, final2("x", "1", "x", "2")),
@@ -187,15 +186,15 @@ func h2Trailers() []lie {
 		says2("of no fields", "8.1", ok, body, final2()),
 		says2("behind no body", "8.1", reply(200, "").trailing("x: 1\n"), head2(":status", "200"), final2("x", "1")),
 		says2("a head that is also the end", "8.1", reply(200, "").with("grpc-status: 7"), final2(":status", "200", "grpc-status", "7")),
-		says2("without END_STREAM", "8.1", bad, body, head2("x", "1")),
-		says2("a second head", "8.1", bad, body, head2(":status", "200"), lastData("ok")),
-		says2("a second head that ends", "8.1", bad, body, final2(":status", "200")),
-		says2("a pseudo-header", "8.1", bad, body, final2("x", "1", ":status", "500")),
-		says2("an upper-case name", "8.2.1", bad, body, final2("X", "1")),
-		says2("a connection field", "8.2.2", bad, body, final2("connection", "close")),
-		says2("a line end in a value", "8.2.1", bad, body, final2("x", "a\r\nb")),
+		says2("without END_STREAM", "8.1", bad("second head"), body, head2("x", "1")),
+		says2("a second head", "8.1", bad("second head"), body, head2(":status", "200"), lastData("ok")),
+		says2("a second head that ends", "8.1", bad("pseudo-header in a trailer"), body, final2(":status", "200")),
+		says2("a pseudo-header", "8.1", bad("pseudo-header"), body, final2("x", "1", ":status", "500")),
+		says2("an upper-case name", "8.2.1", bad("invalid field name"), body, final2("X", "1")),
+		says2("a connection field", "8.2.2", bad("connection-specific"), body, final2("connection", "close")),
+		says2("a line end in a value", "8.2.1", bad("invalid value"), body, final2("x", "a\r\nb")),
 		says2("a length is dropped", "9110 6.5.1", ok, body, final2("content-length", "3")),
-		says2("75 KiB", "6.5.2", corrupts("ok", ""), body, frame(fHeaders, endStream, 1, ""),
+		says2("75 KiB", "6.5.2", corrupts("ok", "header list too large"), body, frame(fHeaders, endStream, 1, ""),
 			strings.Repeat(frame(fContinuation, 0, 1, block("x", strings.Repeat("x", 15<<10))), 5), frame(fContinuation, endHeaders, 1, "")).maybeKept(),
 		says2("DATA behind them", "5.1", ok.trailing("x: 1\n").maybe(), body, final2("x", "1"), lastData("more")),
 	}
@@ -206,8 +205,8 @@ func h2Streams() []lie {
 	bad := breaks("PROTOCOL_ERROR")
 	on := func(id uint32) string { return frame(fHeaders, endBoth, id, block(":status", "200")) }
 	return []lie{
-		says2("DATA before HEADERS", "8.1", refuses(""), lastData("ok")).maybeKept(),
-		says2("DATA before HEADERS, and then a reply", "8.1", refuses(""), data2("hello"), okay()).maybeKept(),
+		says2("DATA before HEADERS", "8.1", malformed("body before the head"), lastData("ok")),
+		says2("DATA before HEADERS, and then a reply", "8.1", malformed("body before the head"), data2("hello"), okay()),
 		says2("DATA behind the end", "5.1", ok.maybe(), okay(), data2("more")),
 		says2("DATA behind the end, next at once", "5.1", ok.maybe(), okay(), data2("more")).hurried(),
 		says2("HEADERS behind the end", "5.1", ok.maybe(), okay(), final2(":status", "500")),
@@ -238,34 +237,34 @@ func h2Lengths() []lie {
 	with := func(name string, want outcome, length string) lie {
 		return says2(name, "8.1.1", want, head2(":status", "200", "content-length", length), data2("hel"), lastData("lo"))
 	}
-	malformed := spoils("PROTOCOL_ERROR")
-	short := corrupts("hello", "").onward().stopped("RST PROTOCOL_ERROR")
+	invalid := malformed("invalid content-length")
+	long, short := corrupts("hello", "longer than declared").onward(), corrupts("hello", "shorter than declared").onward()
+	none := malformed("body of a reply that has none")
 	return []lie{
 		with("right", reply(200, "hello").declared(5), "5"),
-		with("less than declared", corrupts("hello", "").onward(), "6"),
-		with("more than declared", short, "4"),
-		with("more than nothing", short.orElse(malformed), "0"),
-		with("negative", malformed, "-5"),
-		with("plus", malformed, "+5"),
-		with("hex", malformed, "0x5"),
-		with("letters", malformed, "five"),
-		with("empty", malformed, ""),
-		with("list of different", malformed, "5, 6"),
-		with("list of equal", malformed.orElse(reply(200, "hello")), "5, 5"),
-		with("beyond 63 bits", malformed, "9223372036854775808"),
-		says2("two different", "8.1.1", malformed, head2(":status", "200", "content-length", "5", "content-length", "6"), lastData("hello")),
+		with("less than declared", short, "6"),
+		with("more than declared", long, "4"),
+		with("more than nothing", long.orElse(malformed("longer than declared")), "0"),
+		with("negative", invalid, "-5"),
+		with("plus", invalid, "+5"),
+		with("hex", invalid, "0x5"),
+		with("letters", invalid, "five"),
+		with("empty", invalid, ""),
+		with("list of different", invalid, "5, 6"),
+		with("list of equal", invalid, "5, 5"),
+		with("beyond 63 bits", invalid, "9223372036854775808"),
+		says2("two different", "8.1.1", invalid, head2(":status", "200", "content-length", "5", "content-length", "6"), lastData("hello")),
 		says2("two equal", "9110 8.6", reply(200, "hello"), head2(":status", "200", "content-length", "5", "content-length", "5"), lastData("hello")),
-		says2("declared, and an end at once", "8.1.1", refuses("").onward().orElse(corrupts("", "").onward()), final2(":status", "200", "content-length", "5")),
-		says2("declared, and an empty end", "8.1.1", corrupts("", "").onward(), head2(":status", "200", "content-length", "5"), lastData("")).
-			expect(corrupts("", "").onward().orElse(refuses("").onward())),
-		says2("less, and trailers", "8.1.1", corrupts("hell", "").onward(), head2(":status", "200", "content-length", "5"), data2("hell"), final2("x", "y")),
+		says2("declared, and an end at once", "8.1.1", malformed("shorter than declared"), final2(":status", "200", "content-length", "5")),
+		says2("declared, and an empty end", "8.1.1", short.orElse(malformed("shorter than declared")), head2(":status", "200", "content-length", "5"), lastData("")),
+		says2("less, and trailers", "8.1.1", short, head2(":status", "200", "content-length", "5"), data2("hell"), final2("x", "y")),
 		says2("HEAD declares what GET would send", "8.1.1", reply(200, "").declared(5), final2(":status", "200", "content-length", "5")).to("HEAD"),
-		says2("HEAD with a body", "9110 9.3.2", corrupts("", "").onward().orElse(malformed), head2(":status", "200"), lastData("hello")).to("HEAD"),
-		says2("204 with a body", "9110 15.3.5", corrupts("", "").onward().orElse(malformed), head2(":status", "204"), lastData("hello")).
-			expect(outcome{fate: corrupt, status: 204, reuse: kept, seen: 1}.orElse(malformed)),
+		says2("HEAD with a body", "9110 9.3.2", corrupts("", "none").onward().orElse(none), head2(":status", "200"), lastData("hello")).to("HEAD"),
+		says2("204 with a body", "9110 15.3.5", outcome{fate: corrupt, status: 204, reuse: kept, seen: 1}.orElse(none),
+			head2(":status", "204"), lastData("hello")),
 		says2("204 with an empty end", "9110 15.3.5", reply(204, ""), head2(":status", "204"), lastData("")),
 		says2("304 with a length", "8.1.1", reply(304, "").declared(5), final2(":status", "304", "content-length", "5")),
-		says2("304 with a body", "9110 15.4.5", outcome{fate: corrupt, status: 304, reuse: kept, seen: 1}.orElse(malformed),
+		says2("304 with a body", "9110 15.4.5", outcome{fate: corrupt, status: 304, reuse: kept, seen: 1}.orElse(none),
 			head2(":status", "304", "content-length", "5"), lastData("hello")),
 	}
 }
@@ -283,9 +282,9 @@ func h2FlowControl() []lie {
 		says2("window of the stream beyond 2^31-1", "6.9.1", spoils("FLOW_CONTROL_ERROR"), up(1, 1<<31-1), okay()).stalling(),
 		says2("window by SETTINGS beyond 2^31-1", "6.9.2", breaks("FLOW_CONTROL_ERROR"), up(1, 1<<31-1-65535), setting(sWindow, 1<<31-1), okay()).stalling(),
 		says2("reserved bit of an increment", "6.9", ok, up(0, 1<<31|1), okay()),
-		tell2("a body beyond the window of the stream", "6.9.1", corrupts(strings.Repeat("x", lieBody), ""),
+		tell2("a body beyond the window of the stream", "6.9.1", corrupts(strings.Repeat("x", lieBody), "more than the window"),
 			say(head2(":status", "200")), say(strings.Repeat(piece, 64)), say(lastData(""))).unread().maybeKept(),
-		tell2("a body beyond the window of the connection", "6.9.1", corrupts(strings.Repeat("x", lieBody), ""),
+		tell2("a body beyond the window of the connection", "6.9.1", corrupts(strings.Repeat("x", lieBody), "more than the window"),
 			say(head2(":status", "200")), endless(piece)).unread().maybeKept(),
 		tell2("a body without an end, read", "6.9.1", fails(hung, "no end").maybe(), say(head2(":status", "200")), flowing(piece, lieBody)).
 			expect(outcome{fate: hung, status: 200, body: strings.Repeat("x", lieBody), seen: 1}),

@@ -290,6 +290,11 @@ func breaks(code string) outcome { return refuses("").stopped("GOAWAY " + code) 
 // spoils is an error of the stream: the connection lives on.
 func spoils(code string) outcome { return refuses("").onward().stopped("RST " + code) }
 
+// malformed is a reply that is none (RFC 9113 8.1.1).
+func malformed(reason string) outcome {
+	return refuses(reason).onward().stopped("RST PROTOCOL_ERROR")
+}
+
 func h2Prefaces() []lie {
 	silent := func(l lie) lie { return l.greeted(pause(0)).unacknowledged().windowless() }
 	bad := breaks("PROTOCOL_ERROR")
@@ -301,9 +306,9 @@ func h2Prefaces() []lie {
 		silent(says2("WINDOW_UPDATE first", "3.4", bad, frame(fWindow, 0, 0, u32(1)))),
 		silent(says2("acknowledgement first", "3.4", bad, frame(fSettings, ack, 0, ""))),
 		silent(says2("an unknown frame first", "3.4", bad, frame(0x42, 0, 0, ""))),
-		silent(says2("HTTP/1.1 400", "3.4", refuses(""), h1("400 Bad Request", "Content-Length: 0"))),
-		silent(says2("HTTP/1.1 200 with a body", "3.4", refuses(""), sized("poison"))),
-		silent(says2("an upgrade to h2c", "3.4", refuses(""), h1("101 Switching Protocols", "Connection: Upgrade", "Upgrade: h2c"), greeting2, okay())),
+		silent(says2("HTTP/1.1 400", "3.4", refuses("speaks HTTP/1.1"), h1("400 Bad Request", "Content-Length: 0"))),
+		silent(says2("HTTP/1.1 200 with a body", "3.4", refuses("speaks HTTP/1.1"), sized("poison"))),
+		silent(says2("an upgrade to h2c", "3.4", refuses("speaks HTTP/1.1"), h1("101 Switching Protocols", "Connection: Upgrade", "Upgrade: h2c"), greeting2, okay())),
 		silent(says2("SSH", "3.4", refuses(""), "SSH-2.0-OpenSSH_9.2p1 Debian\r\n")),
 		silent(says2("a TLS alert", "3.4", refuses(""), "\x15\x03\x01\x00\x02\x02\x46\x00\x00")),
 		silent(says2("noise", "3.4", refuses(""), strings.Repeat("\xff", 1000))),
@@ -393,7 +398,7 @@ func h2Floods() []lie {
 	flood := func(name string, want outcome, before, piece string) lie {
 		return tell2(name, "10.5", want, say(before), endless(piece))
 	}
-	calm := refuses("")
+	calm, blocks := refuses("too many frames that bring nothing"), refuses("too many CONTINUATION frames")
 	head := head2(":status", "200")
 	return []lie{
 		flood("SETTINGS", calm, "", setting(sTable, 4096)),
@@ -406,12 +411,12 @@ func h2Floods() []lie {
 		flood("unknown frames", calm, "", frame(0x42, 0, 0, "")),
 		flood("RST_STREAM", fails(lost, ""), "", reset(http2.ErrCodeCancel)),
 		flood("GOAWAY", calm, "", goAway(1<<31-1, 0)),
-		flood("interim replies", calm.after(103, 103, 103, 103, 103, 103, 103, 103), "", head2(":status", "103")),
-		flood("empty DATA", corrupts("", ""), head, data2("")),
-		flood("DATA of padding only", corrupts("", ""), head, frame(fData, padded, 1, "\xff"+strings.Repeat("\x00", 255))),
-		flood("CONTINUATION", calm, frame(fHeaders, 0, 1, block(":status", "200")), frame(fContinuation, 0, 1, block("x", "y"))),
-		flood("empty CONTINUATION", calm, frame(fHeaders, 0, 1, block(":status", "200")), frame(fContinuation, 0, 1, "")),
-		flood("trailers", corrupts("", ""), head, frame(fHeaders, endHeaders, 1, block("x", "y"))),
+		flood("interim replies", refuses("too many interim replies").after(103, 103, 103, 103, 103, 103, 103, 103), "", head2(":status", "103")),
+		flood("empty DATA", corrupts("", "bring nothing"), head, data2("")),
+		flood("DATA of padding only", corrupts("", "bring nothing"), head, frame(fData, padded, 1, "\xff"+strings.Repeat("\x00", 255))),
+		flood("CONTINUATION", blocks, frame(fHeaders, 0, 1, block(":status", "200")), frame(fContinuation, 0, 1, block("x", "y"))),
+		flood("empty CONTINUATION", blocks, frame(fHeaders, 0, 1, block(":status", "200")), frame(fContinuation, 0, 1, "")),
+		flood("trailers", corrupts("", "second head"), head, frame(fHeaders, endHeaders, 1, block("x", "y"))),
 		flood("PING to a server that does not read", calm, "", frame(fPing, 0, 0, "12345678")).unheard(),
 		flood("SETTINGS of a server that does not read", calm, "", greeting2).unheard(),
 	}
