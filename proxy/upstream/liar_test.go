@@ -3,6 +3,7 @@ package upstream_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -175,7 +176,11 @@ func fin(t *turn) error {
 
 // rst ends the connection as a server that crashes does.
 func rst(t *turn) error {
-	switch c := t.conn.(type) {
+	c := t.conn
+	if secure, ok := c.(*tls.Conn); ok {
+		c = secure.NetConn()
+	}
+	switch c := c.(type) {
 	case *memnet.Conn:
 		c.Reset()
 	case *net.TCPConn:
@@ -197,6 +202,7 @@ func readBody(t *turn) error {
 // world is where lies are told: in virtual time over a network in memory, or in
 // real time over loopback.
 type world struct {
+	scheme string
 	listen func(ctx context.Context, network, address string) (net.Listener, error)
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
 	settle func(told <-chan struct{}) // before the next request
@@ -206,7 +212,7 @@ type world struct {
 func virtual() world {
 	var n memnet.Network
 	return world{
-		n.Listen, n.Dial,
+		"http", n.Listen, n.Dial,
 		func(<-chan struct{}) { time.Sleep(lieSettle) },
 		func(func() bool) { time.Sleep(liePatience) },
 	}
@@ -214,7 +220,7 @@ func virtual() world {
 
 func loopback() world {
 	return world{
-		new(net.ListenConfig).Listen, new(net.Dialer).DialContext,
+		"http", new(net.ListenConfig).Listen, new(net.Dialer).DialContext,
 		func(told <-chan struct{}) {
 			select {
 			case <-told: // loopback delivers at once
@@ -257,7 +263,7 @@ func listen(t *testing.T, w world, speak speaker, l *lie) *liar {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &liar{url: "http://" + ln.Addr().String(), lie: l, speak: speak, told: make(chan struct{})}
+	s := &liar{url: w.scheme + "://" + ln.Addr().String(), lie: l, speak: speak, told: make(chan struct{})}
 	s.running.Go(func() {
 		for {
 			c, err := ln.Accept()
