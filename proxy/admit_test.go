@@ -1,8 +1,10 @@
 package proxy_test
 
 import (
+	"bufio"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -243,7 +245,7 @@ func TestAbsoluteTargetIsForwardedInOriginForm(t *testing.T) {
 	}
 }
 
-func TestContinueIsAnsweredAtTheFront(t *testing.T) {
+func TestContinueIsAskedOfTheBackend(t *testing.T) {
 	e, m := startModel(t, modelserver.Script{})
 	c := e.raw(t)
 	c.send(t, "POST /echo HTTP/1.1\r\nHost: a.example.com\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
@@ -254,11 +256,25 @@ func TestContinueIsAnsweredAtTheFront(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.send(t, "body")
-	if resp, body := c.response(t, "POST"); resp.StatusCode != http.StatusOK || strings.Contains(body, "Expect") {
-		t.Errorf("got %d %s", resp.StatusCode, body)
+	if resp, body := c.response(t, "POST"); resp.StatusCode != http.StatusOK || !strings.Contains(body, `["Expect","100-continue"]`) {
+		t.Errorf("got %d %s, want the backend asked", resp.StatusCode, body)
 	}
 	if m.Count() != 1 {
 		t.Errorf("got %d requests, want 1", m.Count())
+	}
+}
+
+// A backend that refuses the head spares the client the upload.
+func TestBackendThatDoesNotContinueIsBelieved(t *testing.T) {
+	e := startRaw(t, func(c net.Conn, r *bufio.Reader) {
+		if _, err := http.ReadRequest(r); err == nil {
+			_, _ = io.WriteString(c, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno\n")
+		}
+	})
+	c := e.raw(t)
+	c.send(t, "POST / HTTP/1.1\r\nHost: a.example.com\r\nContent-Length: 4000000\r\nExpect: 100-continue\r\n\r\n")
+	if resp, body := c.response(t, "POST"); resp.StatusCode != http.StatusRequestEntityTooLarge || body != "no\n" {
+		t.Errorf("got %d %q, want the backend's 413 and no 100 before it", resp.StatusCode, body)
 	}
 }
 

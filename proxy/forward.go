@@ -33,7 +33,7 @@ func forward(s *Server, r *route) exchange.Handler {
 		// all else here.
 		resp, err := r.pool.Do(context.Background(), &f.request)
 		if err != nil {
-			reason := f.blame(err)
+			reason := blame(f.canceler.Cause(), err)
 			if errors.Is(f.upload.err, os.ErrDeadlineExceeded) {
 				reason = RequestTimeout
 			}
@@ -56,7 +56,7 @@ func forward(s *Server, r *route) exchange.Handler {
 		}
 		src := &f.reply
 		src.passage, src.resp, src.silence = f, resp, t.StreamIdle
-		src.idle = exchange.NewWatch(firstSilence(t), func() { f.canceler.Cancel(errStreamIdle) })
+		e.SetSourceTimeout(firstSilence(t))
 		if !e.Detach(src) {
 			_ = exchange.Pump(e, src)
 		}
@@ -178,22 +178,20 @@ func endToEnd(f exchange.Fields) exchange.Fields {
 type reply struct {
 	passage *passage
 	resp    *upstream.Response
-	idle    *exchange.Watch
 	silence time.Duration // that is allowed once the body has begun
 	begun   bool
 }
 
 // Read implements exchange.Source.
 func (s *reply) Read(p []byte) (int, error) {
-	s.idle.Begin()
 	n, err := s.resp.Read(p)
-	s.idle.End()
+	e := s.passage.upload.e
 	if n > 0 && !s.begun {
 		s.begun = true
-		s.idle.SetLimit(s.silence)
+		e.SetSourceTimeout(s.silence)
 	}
-	if e := s.passage.upload.e; err != nil && err != io.EOF && e.Reason == "" { //nolint:errorlint // io.EOF is never wrapped by a Reader
-		e.Reason, e.Err = string(s.passage.blame(err)), err
+	if err != nil && err != io.EOF && e.Reason == "" { //nolint:errorlint // io.EOF is never wrapped by a Reader
+		e.Reason, e.Err = string(blame(s.passage.canceler.Cause(), err)), err
 	}
 	return n, err
 }
@@ -203,19 +201,19 @@ func (s *reply) Trailer() exchange.Fields { return endToEnd(s.resp.Trailer()) }
 
 // Close implements exchange.Source.
 func (s *reply) Close() error {
-	s.idle.Stop()
 	s.passage.total.Stop()
 	return s.resp.Close()
 }
 
-// blame says whose fault err is: a wait that was too long, the client that left
-// or sent nonsense, or else the backend.
-func (f *passage) blame(err error) Reason {
-	if cause := f.canceler.Cause(); cause != nil {
+// blame says whose fault err is: a wait that was too long or the client that left,
+// which is the cause of having given up, or the client that sent nonsense, or
+// else the backend.
+func blame(cause, err error) Reason {
+	if cause != nil {
 		switch {
 		case errors.Is(cause, errTotal):
 			return TotalTimeout
-		case errors.Is(cause, errStreamIdle):
+		case errors.Is(cause, exchange.ErrSilent):
 			return StreamIdle
 		case errors.Is(cause, exchange.ErrAborted):
 			return ClientStalled

@@ -8,12 +8,8 @@ import (
 	"edge/proxy/exchange"
 )
 
-// Why forward gives up a request that nobody else ended. They are what its
-// Canceler is told.
-var (
-	errStreamIdle = errors.New("the reply was silent for too long")
-	errTotal      = errors.New("the request took longer than allowed")
-)
+// errTotal is why forward gives up a request that nobody else ended.
+var errTotal = errors.New("the request took longer than allowed")
 
 // deadline bounds each single wait for the client: for the next piece of the
 // request body, and for it to take a piece of the reply. The waits for the

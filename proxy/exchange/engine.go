@@ -59,7 +59,11 @@ func (p *PanicError) Error() string { return fmt.Sprintf("panic: %v", p.Value) }
 
 // New returns an exchange for the engine, which fills in the request and calls
 // Serve.
-func New(g Engine) *Exchange { return &Exchange{engine: g, readLeft: -1, declared: -1} }
+func New(g Engine) *Exchange {
+	e := &Exchange{engine: g, readLeft: -1, declared: -1}
+	e.dog.base, e.dog.fire = time.Now(), e.overdue
+	return e
+}
 
 // Serve runs the exchange to its end: the handler, the pump when it detached,
 // the end of the reply, the OnEnd functions. It reports whether the reply ended
@@ -99,8 +103,7 @@ func (e *Exchange) end(clean bool) bool {
 	}
 	t := e.tunnel
 	e.mu.Unlock()
-	e.reads.Load().Stop()
-	e.writes.Load().Stop()
+	e.dog.stop()
 	if t != nil {
 		_ = t.Close()
 	}
@@ -141,8 +144,7 @@ func (e *Exchange) finish() {
 		e.fail(fmt.Errorf("%w: %d bytes of %d", ErrLength, e.Sent, e.declared))
 		return
 	}
-	wait := e.writes.Load()
-	if d := wait.Limit(); d > 0 {
+	if d := e.dog.limit(writeWait); d > 0 {
 		// It stays set: net/http sends the last bytes after the handler returned.
 		_ = e.engine.SetWriteDeadline(time.Now().Add(d))
 	}
@@ -215,7 +217,7 @@ func declaredLength(f Fields) int64 {
 	return length
 }
 
-// maxPiece is how much one deadline covers of a longer write, so that a client
+// maxPiece is how much one timeout covers of a longer write, so that a client
 // which is slow but reads is not taken for one that does not.
 const maxPiece = 32 << 10
 
@@ -233,19 +235,15 @@ func (e *Exchange) send(p []byte, flush bool) (sent int, err error) {
 	if e.declared >= 0 && int64(len(p)) > e.declared-e.Sent {
 		return 0, ErrLength
 	}
-	wait := e.writes.Load()
 	for len(p) > 0 || flush {
-		piece := p
-		if wait != nil {
-			piece = p[:min(len(p), maxPiece)]
-		}
+		piece := p[:min(len(p), maxPiece)]
 		if err := e.stopped(); err != nil {
 			return sent, err
 		}
 		last := len(piece) == len(p)
-		wait.Begin()
+		e.dog.begin(writeWait)
 		n, err := e.sendPiece(piece, flush && last)
-		wait.End()
+		e.dog.end(writeWait)
 		sent += n
 		if err != nil {
 			e.fail(fmt.Errorf("write to client: %w", err))

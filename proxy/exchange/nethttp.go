@@ -1,7 +1,6 @@
 package exchange
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +25,7 @@ import (
 // net/http answers OPTIONS * itself.
 //
 // net/http keeps the order of fields of one name only; others come sorted by
-// name. It sends what is left in its buffers, and the last chunk, after the
+// name. Those of a reply keep their spelling, but for the few that it looks for. It sends what is left in its buffers, and the last chunk, after the
 // handler returned, so that OnEnd functions run shortly before; a client that
 // does not read holds the goroutine for 5 s more over TLS. Its exchanges are not pooled: a Transport may still read the body of a
 // request when its handler has long returned.
@@ -106,7 +105,7 @@ func fieldsOf(h http.Header, f Fields) Fields {
 			f = append(f, Field{name, v})
 		}
 	}
-	slices.SortStableFunc(f, func(a, b Field) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortStableFunc(f, func(a, b Field) int { return strings.Compare(a.Name, b.Name) })
 	return f
 }
 
@@ -165,7 +164,7 @@ func (g *httpEngine) Commit(status int, reply Fields, length int64) error {
 	h := g.w.Header()
 	values := make([]string, len(reply)) // one allocation for all
 	for i, f := range reply {
-		name := http.CanonicalHeaderKey(f.Name)
+		name := spelling(f.Name)
 		if !g.passes(name, f.Value) {
 			continue
 		}
@@ -186,6 +185,37 @@ func (g *httpEngine) Commit(status int, reply Fields, length int64) error {
 		h["Content-Type"] = nil // or net/http guesses one
 	}
 	g.w.WriteHeader(status)
+	return nil
+}
+
+// spelling gives the fields that net/http looks for the spelling in which it does.
+// All others keep theirs.
+func spelling(name string) string {
+	for _, known := range knownBySize(len(name)) {
+		if equalFold(name, known) {
+			return known
+		}
+	}
+	return name
+}
+
+func knownBySize(n int) []string {
+	switch n {
+	case 4:
+		return []string{"Date"}
+	case 7:
+		return []string{"Trailer", "Upgrade"}
+	case 10:
+		return []string{"Connection", "Keep-Alive"}
+	case 12:
+		return []string{"Content-Type"}
+	case 14:
+		return []string{"Content-Length"}
+	case 16:
+		return []string{"Content-Encoding", "Proxy-Connection"}
+	case 17:
+		return []string{"Transfer-Encoding"}
+	}
 	return nil
 }
 

@@ -30,7 +30,9 @@ func Pump(e *Exchange, src Source) error {
 	buf := pumpSmall.Get().(*[]byte) //nolint:forcetypeassert // the pools hold nothing else
 	defer func() { release(buf) }()
 	for {
+		e.dog.begin(sourceWait)
 		n, err := src.Read(*buf)
+		e.dog.end(sourceWait)
 		last := errors.Is(err, io.EOF)
 		if n > 0 {
 			if _, werr := e.send((*buf)[:n], !last); werr != nil {

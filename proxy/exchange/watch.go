@@ -6,84 +6,64 @@ import (
 	"time"
 )
 
-// Watch bounds waits of one kind, most of which end at once: Begin and End cost
-// a look at the clock, and the timer behind them is set only when it has run out.
-// Any goroutine may use it; one at a time waits. A nil Watch watches nothing.
-type Watch struct {
+// Kinds of waits of an exchange.
+const (
+	readWait   = iota // for the client, in Read
+	writeWait         // for the client, in Write, Flush and Interim
+	sourceWait        // for the source of a detached reply, in Pump
+	leaveWait         // how long an exchange lives before it is asked whether its client left
+	waitKinds
+)
+
+// watchdog bounds waits, most of which end at once: to begin one costs a look at
+// the clock, to end one a store, and the one timer behind all of them is set when
+// it has run out, not for every wait. A deadline of a connection, set and cleared
+// at every event, costs several times as much.
+type watchdog struct {
 	base  time.Time
-	fire  func()
-	limit atomic.Int64
-	since atomic.Int64 // of Begin, in ns from base and one more; 0 while nobody waits
-	armed atomic.Bool
+	fire  func(kind int) // by a goroutine of its own
+	waits [waitKinds]wait
+	next  atomic.Int64 // when the timer looks, in ns from base; 0 when it does not
 
 	mu      sync.Mutex
 	timer   *time.Timer
 	stopped bool
 }
 
-// NewWatch returns a Watch that calls fire, by a goroutine of its own and at most
-// once, when a wait has lasted for limit. It is nil when limit is not positive.
-func NewWatch(limit time.Duration, fire func()) *Watch {
+type wait struct {
+	limit atomic.Int64 // 0 is none
+	since atomic.Int64 // of begin, in ns from base and one more; 0 while nobody waits
+}
+
+// begin starts a wait, or starts the one under way anew.
+func (w *watchdog) begin(kind int) {
+	limit := w.waits[kind].limit.Load()
 	if limit <= 0 {
-		return nil
-	}
-	w := &Watch{base: time.Now(), fire: fire}
-	w.limit.Store(int64(limit))
-	return w
-}
-
-// Begin starts a wait, or starts the one under way anew.
-func (w *Watch) Begin() {
-	if w == nil {
 		return
 	}
-	w.since.Store(int64(time.Since(w.base)) + 1)
-	if !w.armed.Load() {
-		w.arm(time.Duration(w.limit.Load()))
+	now := int64(time.Since(w.base)) + 1
+	w.waits[kind].since.Store(now)
+	if next := w.next.Load(); next == 0 || now+limit < next {
+		w.arm(now, now+limit)
 	}
 }
 
-// End ends the wait.
-func (w *Watch) End() {
-	if w != nil {
-		w.since.Store(0)
+func (w *watchdog) end(kind int) { w.waits[kind].since.Store(0) }
+
+// setLimit changes a bound, also that of a wait under way.
+func (w *watchdog) setLimit(kind int, limit time.Duration) {
+	w.waits[kind].limit.Store(int64(max(limit, 0)))
+	if since := w.waits[kind].since.Load(); limit > 0 && since != 0 {
+		w.arm(int64(time.Since(w.base))+1, since+int64(limit))
 	}
 }
 
-// SetLimit changes the bound, also of a wait under way; what is not positive is
-// taken for no bound at all.
-func (w *Watch) SetLimit(limit time.Duration) {
-	if w == nil {
-		return
-	}
-	if limit <= 0 {
-		limit = unbounded
-	}
-	if old := w.limit.Swap(int64(limit)); int64(limit) < old && w.since.Load() != 0 {
-		w.arm(limit)
-	} else if int64(limit) < old {
-		w.armed.Store(false) // the next Begin sets the timer
-	}
+func (w *watchdog) limit(kind int) time.Duration {
+	return time.Duration(w.waits[kind].limit.Load())
 }
 
-// Limit returns the bound; 0 is none.
-func (w *Watch) Limit() time.Duration {
-	if w == nil {
-		return 0
-	}
-	if d := time.Duration(w.limit.Load()); d < unbounded {
-		return d
-	}
-	return 0
-}
-
-const unbounded = 365 * 24 * time.Hour
-
-// Stop ends the Watch for good.
-func (w *Watch) Stop() {
-	if w == nil {
-		return
-	}
+// stop ends the watch for good. It does not wait for fire.
+func (w *watchdog) stop() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stopped = true
@@ -92,41 +72,106 @@ func (w *Watch) Stop() {
 	}
 }
 
-// arm has the timer look at the wait after d.
-func (w *Watch) arm(d time.Duration) {
+// arm has the timer look at due, when it would look later.
+func (w *watchdog) arm(now, due int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.armLocked(d)
+	w.armLocked(now, due)
 }
 
-func (w *Watch) armLocked(d time.Duration) {
-	switch {
-	case w.stopped:
+func (w *watchdog) armLocked(now, due int64) {
+	if next := w.next.Load(); w.stopped || next != 0 && next <= due {
 		return
-	case w.timer == nil:
+	}
+	d := time.Duration(due - now)
+	if w.timer == nil {
 		w.timer = time.AfterFunc(d, w.look)
-	default:
+	} else {
 		w.timer.Reset(d)
 	}
-	w.armed.Store(true)
+	w.next.Store(due)
 }
 
 // look is what the timer does.
-func (w *Watch) look() {
+func (w *watchdog) look() {
+	for over, kind := w.overdue(), 0; over != 0; over, kind = over>>1, kind+1 {
+		if over&1 != 0 {
+			w.fire(kind)
+		}
+	}
+}
+
+// overdue ends the waits that lasted too long, returns them with a bit for each
+// kind, and sets the timer for the others.
+func (w *watchdog) overdue() (kinds uint) {
 	w.mu.Lock()
-	w.armed.Store(false) // before since is read: a Begin after that arms again
-	since := w.since.Load()
-	if since == 0 || w.stopped {
-		w.mu.Unlock()
-		return
+	defer w.mu.Unlock()
+	if w.stopped {
+		return 0
 	}
-	left := time.Duration(w.limit.Load()+since-1) - time.Since(w.base)
-	if left > 0 {
-		w.armLocked(left)
-		w.mu.Unlock()
-		return
+	w.next.Store(0) // before the waits are read: a begin after that arms again
+	now, soonest := int64(time.Since(w.base))+1, int64(0)
+	for kind := range w.waits {
+		since, limit := w.waits[kind].since.Load(), w.waits[kind].limit.Load()
+		switch due := since + limit; {
+		case since == 0 || limit == 0:
+		case due <= now:
+			w.waits[kind].since.CompareAndSwap(since, 0)
+			kinds |= 1 << kind
+		case soonest == 0 || due < soonest:
+			soonest = due
+		}
 	}
-	w.stopped = true
-	w.mu.Unlock()
-	w.fire()
+	if soonest > 0 {
+		w.armLocked(now, soonest)
+	}
+	return kinds
+}
+
+// Watch bounds waits of one kind, most of which end at once. Any goroutine may
+// use it; one at a time waits. A nil Watch watches nothing.
+type Watch struct{ dog watchdog }
+
+// NewWatch returns a Watch that calls fire, by a goroutine of its own and at most
+// once, when a wait has lasted for limit. It is nil when limit is not positive.
+func NewWatch(limit time.Duration, fire func()) *Watch {
+	if limit <= 0 {
+		return nil
+	}
+	w := &Watch{watchdog{base: time.Now()}}
+	w.dog.fire = func(int) {
+		w.Stop()
+		fire()
+	}
+	w.dog.waits[0].limit.Store(int64(limit))
+	return w
+}
+
+// Begin starts a wait, or starts the one under way anew.
+func (w *Watch) Begin() {
+	if w != nil {
+		w.dog.begin(0)
+	}
+}
+
+// End ends the wait.
+func (w *Watch) End() {
+	if w != nil {
+		w.dog.end(0)
+	}
+}
+
+// SetLimit changes the bound, also of a wait under way; what is not positive is
+// taken for no bound at all.
+func (w *Watch) SetLimit(limit time.Duration) {
+	if w != nil {
+		w.dog.setLimit(0, limit)
+	}
+}
+
+// Stop ends the Watch for good.
+func (w *Watch) Stop() {
+	if w != nil {
+		w.dog.stop()
+	}
 }

@@ -29,6 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type peer struct {
 	*Client
 	scheme, host string
+	accept       func() *script // of a scripted server
 }
 
 func newPeer(tb testing.TB, secure bool, h http.HandlerFunc) *peer {

@@ -42,7 +42,7 @@ func scripted(tb testing.TB, o Options) (*peer, func() *script) {
 	p := &peer{scheme: "http", host: "models.test"}
 	p.Client = NewClient(func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, "tcp", l.Addr().String()) }, o)
 	tb.Cleanup(func() { p.Close(); l.Close() })
-	return p, func() *script {
+	p.accept = func() *script {
 		tb.Helper()
 		nc, err := l.Accept()
 		if err != nil {
@@ -55,6 +55,7 @@ func scripted(tb testing.TB, o Options) (*peer, func() *script) {
 		s.dec = hpack.NewDecoder(4096, func(f hpack.HeaderField) { s.last.Add(f.Name, f.Value) })
 		return s
 	}
+	return p, p.accept
 }
 
 // preface reads that of the client and sends ours.

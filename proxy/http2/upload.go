@@ -153,8 +153,9 @@ func (s *stream) upload(buf *[]byte, rest []byte, last, ask bool) {
 }
 
 // wanted waits for the server's answer to "Expect: 100-continue", or for the time
-// after which the body is sent without. A final reply means that it is not
-// wanted (RFC 9110 10.1.1).
+// after which the body is sent without. A final reply means that it is not wanted
+// (RFC 9110 10.1.1), unless it is one of success that goes on: such a server has
+// begun to answer before it reads, and waits for us.
 func (s *stream) wanted() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -162,7 +163,8 @@ func (s *stream) wanted() bool {
 		s.changed.Wait()
 	}
 	s.proceedBy.Store(0)
-	return s.proceed && s.err == nil
+	success := s.headed.Load() && s.head.status < 300
+	return s.err == nil && !s.whole && (s.proceed || success)
 }
 
 // transfer does the work of upload. It returns the buffer, which may be another.

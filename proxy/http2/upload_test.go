@@ -262,6 +262,17 @@ func TestExpectContinue(t *testing.T) {
 			}
 		})
 	})
+	t.Run("success before the body", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s, done, _ := begin(t)
+			s.head(1, false, ":status", "200")
+			s.await("DATA 1 5 END")
+			s.text(1, true, "got it")
+			if o := <-done; o.err != nil || o.rerr != nil || o.body != "got it" {
+				t.Errorf("got %+v", o)
+			}
+		})
+	})
 	t.Run("refused", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, done, _ := begin(t)
