@@ -179,6 +179,7 @@ func TestInvalidReplyIsA502WithoutAByteOfIt(t *testing.T) {
 			t.Parallel()
 			e := startLiar(t, tc.protocol, tc.serve)
 			bothProtocols(t, func(t *testing.T, protocol string) {
+				t.Helper()
 				// POST: a GET may be asked again.
 				resp, got := do(t, e.client(t, protocol), request(t, "POST", "https://a.example.com/v1/chat/completions", "{}"))
 				if resp.StatusCode != http.StatusBadGateway || !strings.Contains(got, `"upstream_lost"`) {
@@ -201,7 +202,6 @@ func TestTruncatedReplyNeverEndsCleanly(t *testing.T) {
 		chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
 		open    = "HTTP/1.1 200 OK\r\n\r\nhello"
 	)
-	h2 := func(reply func(w *h2liar)) func(net.Conn) { return sayH2(reply) }
 	for name, tc := range map[string]struct {
 		protocol config.PoolProtocol
 		serve    func(net.Conn)
@@ -217,23 +217,23 @@ func TestTruncatedReplyNeverEndsCleanly(t *testing.T) {
 		"data beyond its size":     {config.PoolH1, sayH1(strings.TrimSuffix(chunked, "\r\n")+poison+"\r\n0\r\n\r\n", nil)},
 		"a bad trailer":            {config.PoolH1, sayH1(chunked+"0\r\nX Y: "+poison+"\r\n\r\n", nil)},
 		"no length, RST":           {config.PoolH1, sayH1(open, crash)},
-		"HTTP/2: FIN":              {config.PoolH2C, h2(func(w *h2liar) { w.head(false, ":status", "200"); w.data(false, "hello"); finish(w.conn) })},
-		"HTTP/2: RST":              {config.PoolH2C, h2(func(w *h2liar) { w.head(false, ":status", "200"); w.data(false, "hello"); crash(w.conn) })},
-		"HTTP/2: RST_STREAM": {config.PoolH2C, h2(func(w *h2liar) {
+		"HTTP/2: FIN":              {config.PoolH2C, sayH2(func(w *h2liar) { w.head(false, ":status", "200"); w.data(false, "hello"); finish(w.conn) })},
+		"HTTP/2: RST":              {config.PoolH2C, sayH2(func(w *h2liar) { w.head(false, ":status", "200"); w.data(false, "hello"); crash(w.conn) })},
+		"HTTP/2: RST_STREAM": {config.PoolH2C, sayH2(func(w *h2liar) {
 			w.head(false, ":status", "200")
 			w.data(false, "hello")
 			_ = w.WriteRSTStream(w.id, http2.ErrCodeNo)
 		})},
-		"HTTP/2: short of its length": {config.PoolH2C, h2(func(w *h2liar) {
+		"HTTP/2: short of its length": {config.PoolH2C, sayH2(func(w *h2liar) {
 			w.head(false, ":status", "200", "content-length", "50")
 			w.data(true, "hello")
 		})},
-		"HTTP/2: beyond its length": {config.PoolH2C, h2(func(w *h2liar) {
+		"HTTP/2: beyond its length": {config.PoolH2C, sayH2(func(w *h2liar) {
 			w.head(false, ":status", "200", "content-length", "5")
 			w.data(false, "hell")
 			w.data(true, poison)
 		})},
-		"HTTP/2: a bad trailer": {config.PoolH2C, h2(func(w *h2liar) {
+		"HTTP/2: a bad trailer": {config.PoolH2C, sayH2(func(w *h2liar) {
 			w.head(false, ":status", "200")
 			w.data(false, "hello")
 			w.head(true, "X", poison)
@@ -243,6 +243,7 @@ func TestTruncatedReplyNeverEndsCleanly(t *testing.T) {
 			t.Parallel()
 			e := startLiar(t, tc.protocol, tc.serve)
 			bothProtocols(t, func(t *testing.T, protocol string) {
+				t.Helper()
 				checkBroken(t, e.client(t, protocol))
 				if r := e.record(t); string(r.Reason) != "upstream_lost" {
 					t.Errorf("recorded %q, want upstream_lost", r.Reason)
@@ -265,7 +266,7 @@ func checkBroken(t *testing.T, c *http.Client) {
 	if resp.StatusCode == http.StatusBadGateway {
 		return
 	}
-	if err == nil || !strings.HasPrefix("hello", string(got)) {
+	if whole := "hello"; err == nil || !strings.HasPrefix(whole, string(got)) {
 		t.Errorf("got %d %q, %v; want no more than hello, and an error", resp.StatusCode, got, err)
 	}
 	if all := fmt.Sprint(resp.Header, resp.Trailer); strings.Contains(all, poison) {
@@ -286,6 +287,7 @@ func TestSurplusOfAReplyReachesNobody(t *testing.T) {
 			t.Parallel()
 			e := startLiar(t, config.PoolH1, sayH1(reply+surplus, nil))
 			bothProtocols(t, func(t *testing.T, protocol string) {
+				t.Helper()
 				c := e.client(t, protocol)
 				for range 5 {
 					resp, got := do(t, c, request(t, "GET", "https://a.example.com/", ""))
@@ -314,8 +316,9 @@ func TestForbiddenTrailersOfABackendAreDropped(t *testing.T) {
 		t.Run(string(backend), func(t *testing.T) {
 			e := startLiar(t, backend, serve)
 			bothProtocols(t, func(t *testing.T, protocol string) {
+				t.Helper()
 				resp, got := do(t, e.client(t, protocol), request(t, "GET", "https://a.example.com/", ""))
-				if resp.StatusCode != 200 || got != "hello" || resp.Trailer.Get("X-Sum") != "1" {
+				if resp.StatusCode != http.StatusOK || got != "hello" || resp.Trailer.Get("X-Sum") != "1" {
 					t.Errorf("got %d %q trailer %v, want 200 hello and x-sum", resp.StatusCode, got, resp.Trailer)
 				}
 				for _, name := range bad {
