@@ -89,6 +89,7 @@ func TestEverythingIsGivenBack(t *testing.T) {
 
 // misuse does one call, and something to it.
 func misuse(t *testing.T, p *peer, random *rand.Rand) {
+	t.Helper()
 	paths := []string{"/echo", "/early", "/abort", "/big", "/slow"}
 	size := random.IntN(200 << 10)
 	var body io.Reader = strings.NewReader(strings.Repeat("x", size))

@@ -120,7 +120,7 @@ func TestRequestsAndRepliesOfNetHTTP(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("tls=%v", secure), func(t *testing.T) {
 			p := newPeer(t, secure, echo)
-			big := bytes.Repeat([]byte("0123456789abcdef"), 256<<10) // 4 MiB
+			big := bytes.Repeat([]byte("0123456789abcdef"), 64<<10) // 1 MiB
 			for _, test := range []struct {
 				name    string
 				body    []byte

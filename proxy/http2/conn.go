@@ -61,7 +61,7 @@ type conn struct {
 	next      uint32 // id of the next stream
 	sendable  allowance
 	initial   int64            // window of a new stream
-	maxFrame  int              // of a field block's pieces; no DATA is larger than the default
+	maxFrame  int              // that the server takes
 	maxList   int64            // of a field section; the server's advice
 	blocked   int              // streams that wait to send
 	late      map[uint32]int64 // streams reset, and what may still be on the way for them
@@ -194,7 +194,7 @@ func (c *conn) flush(s *stream) {
 func (c *conn) sendLocked(s *stream, data []byte, end bool) []byte {
 	before := len(c.pending)
 	for len(data) > 0 && len(c.pending) < maxPending {
-		n := fit(len(data), s.sendable, c.sendable, defaultMaxFrame)
+		n := fit(len(data), s.sendable, c.sendable, min(c.maxFrame, maxData))
 		if n == 0 {
 			break
 		}
@@ -203,7 +203,7 @@ func (c *conn) sendLocked(s *stream, data []byte, end bool) []byte {
 		s.sentEnd = end && n == len(data)
 		c.pending = appendData(c.pending, s.id, data[:n], s.sentEnd)
 		data = data[n:]
-		c.earn()
+		c.earn(2 + int64(n)/updateBytes)
 	}
 	c.queued += int64(len(c.pending) - before)
 	return data

@@ -70,13 +70,15 @@ const (
 	connsToOne      = 32
 	maxTries        = 4 // connections that went away before they took a request
 	maxEmptyReads   = 100
-	maxPending      = 64 << 10       // bytes waiting to be written before uploads wait
+	maxData         = 64 << 10       // bytes of a DATA frame of ours, when the server takes more than 16 KiB
+	maxPending      = 128 << 10      // bytes waiting to be written before uploads wait
 	maxControl      = 64 << 10       // bytes of answers to the server's frames waiting to be written
-	maxKept         = 4 * maxPending // of a buffer for frames, while there are streams
+	maxKept         = 2 * maxPending // of a buffer for frames, while there are streams
 	keptBlock       = 16 << 10
 	flushRounds     = 8    // writes for others before the rest is left to a goroutine
 	floodBurst      = 2000 // frames that bring nothing
 	floodPerSecond  = 500
+	updateBytes     = 256 // of ours that a server may answer with one more WINDOW_UPDATE
 	maxRemembered   = 256 // streams we have reset whose last frames may be on the way
 	maxWindow       = 1<<31 - 1
 	defaultWindow   = 1<<16 - 1

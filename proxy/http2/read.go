@@ -137,16 +137,16 @@ func (c *conn) spend() error {
 	return nil
 }
 
-// earn books a frame that was of use.
-func (c *conn) earn() {
-	if c.credit.Load() < floodBurst {
-		c.credit.Add(1)
+// earn gives credit for n frames.
+func (c *conn) earn(n int64) {
+	if left := floodBurst - c.credit.Load(); left > 0 {
+		c.credit.Add(min(n, left))
 	}
 }
 
 // useful books a HEADERS or DATA frame.
 func (c *conn) useful() {
-	c.earn()
+	c.earn(1)
 	if c.freePings.Load() != resetPing|silencePing {
 		c.freePings.Store(resetPing | silencePing)
 	}

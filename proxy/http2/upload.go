@@ -13,7 +13,7 @@ import (
 // small one, and what fills it gets the large one.
 const (
 	smallUpload = 4 << 10
-	largeUpload = 32 << 10
+	largeUpload = 64 << 10
 )
 
 var (

@@ -332,6 +332,33 @@ func TestSilenceOfAServerThatDoesNotTakeTheBody(t *testing.T) {
 	})
 }
 
+// Servers announce what they have read in pieces of any size.
+func TestWindowUpdatesOfAnUploadAreNoFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, accept := scripted(t, Options{})
+		const size = 4 << 20
+		done := p.begin(p.call("/", strings.NewReader(strings.Repeat("x", size)), size))
+		s := accept()
+		s.preface()
+		for taken := 0; taken < size; {
+			before := len(s.data)
+			if s.next() == "end" {
+				break
+			}
+			n := len(s.data) - before
+			taken += n
+			for ; n > 0; n -= 512 {
+				_ = s.WriteWindowUpdate(0, uint32(min(n, 512)))
+				_ = s.WriteWindowUpdate(1, uint32(min(n, 512)))
+			}
+		}
+		s.head(1, true, ":status", "200")
+		if o := <-done; o.err != nil {
+			t.Error(o.err)
+		}
+	})
+}
+
 func TestLargeHeads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, accept := scripted(t, Options{})
