@@ -34,16 +34,13 @@ func (c *conn) readReply() (replyHead, error) {
 		if interims++; interims > maxInterim {
 			return h, invalid(errInterims)
 		}
-		if h.status != statusContinue {
-			if c.call.Interim != nil {
-				c.call.Interim(h.status, h.fields)
-			}
-			if !waiting {
-				c.restart()
-			}
-			continue
+		if c.call.Interim != nil {
+			c.call.Interim(h.status, h.fields)
 		}
-		if waiting { // a 100 at another time answers nothing
+		switch {
+		case !waiting: // a 100 at such a time answers nothing
+			c.restart()
+		case h.status == statusContinue:
 			waiting = false
 			c.startUpload()
 		}

@@ -3,10 +3,12 @@ package http2
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
+	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2/hpack"
 
 	"edge/proxy/exchange"
@@ -360,7 +362,8 @@ type head struct {
 }
 
 // responseHead makes a head of a decoded block (RFC 9113 8.3.2), or says what is
-// wrong with it.
+// wrong with it. A status of no class is no answer that anybody understands (RFC
+// 9110 15: treat it as a 5xx).
 func (d *decoder) responseHead() (h head, malformed string) {
 	if d.malformed != "" {
 		return h, d.malformed
@@ -369,7 +372,7 @@ func (d *decoder) responseHead() (h head, malformed string) {
 		return h, "pseudo-headers are not one :status"
 	}
 	status := d.pseudo[0].Value
-	if len(status) != 3 || status[0] < '1' || status[0] > '9' || !digits(status) {
+	if len(status) != 3 || status[0] < '1' || status[0] > '5' || !digits(status) {
 		return h, "invalid :status"
 	}
 	h.status = int(status[0]-'0')*100 + int(status[1]-'0')*10 + int(status[2]-'0')
@@ -385,12 +388,15 @@ func (d *decoder) responseHead() (h head, malformed string) {
 	return h, ""
 }
 
-// trailerFields makes a trailer section of a decoded block (RFC 9113 8.1).
+// trailerFields makes a trailer section of a decoded block (RFC 9113 8.1), without
+// the fields that may not be in one: those of framing, routing and authentication
+// (RFC 9110 6.5.1).
 func (d *decoder) trailerFields() (f exchange.Fields, malformed string) {
 	if d.malformed == "" && len(d.pseudo) > 0 {
 		return nil, "pseudo-header in a trailer"
 	}
-	return d.take(), d.malformed
+	f = slices.DeleteFunc(d.take(), func(x exchange.Field) bool { return !httpguts.ValidTrailerHeader(x.Name) })
+	return f, d.malformed
 }
 
 func digits(s string) bool {

@@ -189,13 +189,13 @@ func (c *conn) data(f h2.FrameHeader) error {
 		return c.lateData(f.StreamID, int(f.Length))
 	}
 	end := f.Flags.Has(h2.FlagDataEndStream)
-	if f.Length > 0 || end {
-		c.useful()
-	} else if err := c.spend(); err != nil {
-		return err
-	}
 	n, padding, err := c.padding(f)
 	if err != nil {
+		return err
+	}
+	if n > 0 || end {
+		c.useful()
+	} else if err := c.spend(); err != nil { // padding is nothing
 		return err
 	}
 	if code, malformed := s.expect(int(f.Length), n, end); malformed != "" {
