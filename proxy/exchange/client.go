@@ -107,7 +107,9 @@ type LostError struct {
 	// Reused says that the connection had carried a request before.
 	Reused bool
 	// Closed says that the server ended the connection, by FIN or RST, and After
-	// how long after our last byte that was.
+	// how long that was after our last byte; over HTTP/1.1 after the first write,
+	// of the head and what there was of the body: what ended the connection before
+	// these came is noticed then, and what comes later is about the request.
 	Closed bool
 	After  time.Duration
 	// Answered says that a byte of a reply had arrived.

@@ -237,7 +237,7 @@ func (b *body) Close() error {
 	if !b.over { // so c is still there
 		b.c.Abort()
 		if b.c.up != nil {
-			_, _ = b.c.up.stop()
+			_ = b.c.up.stop() // nobody asks any more
 		}
 	}
 	return nil

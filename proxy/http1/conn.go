@@ -42,7 +42,7 @@ type conn struct {
 	timed    bool    // a deadline is set
 	sent     error   // what the first write failed with
 	refused  bool    // the body was announced and never sent
-	wrote    time.Time
+	wrote    time.Time // the first bytes of the request
 	answered bool // a byte of a reply arrived
 	keep     bool
 
@@ -201,7 +201,7 @@ func (c *conn) send(s *sender) error {
 		}
 		return nil
 	}
-	c.up = &upload{c: c, sender: *s, wrote: c.wrote, done: make(chan struct{})}
+	c.up = &upload{c: c, sender: *s, done: make(chan struct{})}
 	if s.expect {
 		c.timed = true
 		_ = c.nc.SetReadDeadline(c.wrote.Add(continueWait))

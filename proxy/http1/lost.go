@@ -47,9 +47,9 @@ func (w *writeError) Unwrap() error { return w.err }
 func (c *conn) fail(err error) error {
 	cause := c.call.Canceler.Disarm()
 	c.abandon()
-	wrote, sent := c.wrote, c.sent
+	sent := c.sent
 	if c.up != nil {
-		wrote, sent = c.up.stop()
+		sent = c.up.stop()
 	}
 	answered := c.answered
 	c.release()
@@ -68,7 +68,7 @@ func (c *conn) fail(err error) error {
 		lost.Unsent = w.unsent
 	}
 	if lost.Closed {
-		lost.After = time.Since(wrote)
+		lost.After = time.Since(c.wrote)
 	}
 	return lost
 }

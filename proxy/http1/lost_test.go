@@ -103,6 +103,29 @@ func TestALostConnectionTellsWhatIsKnown(t *testing.T) {
 	}
 }
 
+// A server that has taken the first bytes and goes later did not go for being
+// idle, however short ago our last byte was.
+func TestALossCountsFromTheFirstBytes(t *testing.T) {
+	const later = 2*time.Second + 10*time.Millisecond
+	for name, length := range map[string]int64{"chunked": -1, "of known length": 200_000} {
+		synctest.Test(t, func(t *testing.T) {
+			c := memServer(t, Options{}, func(s *serverConn) {
+				s.whole()
+				s.say(noContent)
+				s.request()
+				time.Sleep(later)
+			})
+			mustFetch(t, c, get("/"))
+			_, err := c.Do(uploadOf(length, &slow{pieces: 100, every: 500 * time.Millisecond}))
+			lost, ok := errors.AsType[*exchange.LostError](err)
+			if !ok || !lost.Closed || !lost.Reused || lost.Answered || lost.After != later {
+				t.Errorf("%s: %#v, want closed after %v", name, err, later)
+			}
+			time.Sleep(time.Second) // for the last Read
+		})
+	}
+}
+
 func reset(s *serverConn) {
 	type resetter interface{ Reset() }
 	s.Conn.(resetter).Reset()

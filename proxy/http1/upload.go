@@ -128,7 +128,6 @@ type upload struct {
 	headed  bool  // the head of the reply came: its deadline is no longer ours
 	last    bool  // the last piece is being written
 	err     error // why it failed
-	wrote   time.Time
 }
 
 // run is the goroutine. A Read of the body that is under way when the call ends
@@ -202,7 +201,6 @@ func (u *upload) ready(last bool) bool {
 func (u *upload) written(err error, last bool) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.wrote = time.Now()
 	if err == nil && !last {
 		return false
 	}
@@ -218,9 +216,9 @@ func (u *upload) written(err error, last bool) bool {
 	case err != nil && isTimeout(err):
 		_ = u.c.nc.SetReadDeadline(past)
 	case err != nil:
-		_ = u.c.nc.SetReadDeadline(u.wrote.Add(grace(u.sender.call)))
+		_ = u.c.nc.SetReadDeadline(time.Now().Add(grace(u.sender.call)))
 	case limit > 0:
-		_ = u.c.nc.SetReadDeadline(u.wrote.Add(limit))
+		_ = u.c.nc.SetReadDeadline(time.Now().Add(limit))
 	}
 	return true
 }
@@ -233,16 +231,16 @@ func (u *upload) head() {
 	_ = u.c.nc.SetDeadline(time.Time{})
 }
 
-// stop ends the upload after the connection was closed, and returns when the last
-// byte was written and why it failed before.
-func (u *upload) stop() (wrote time.Time, err error) {
+// stop ends the upload after the connection was closed, and returns why it failed
+// before.
+func (u *upload) stop() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.stopped = true
 	if !u.started {
 		u.sender.release()
 	}
-	return u.wrote, u.err
+	return u.err
 }
 
 // lastPieceWait is how long the last piece may take to be accepted by a server

@@ -308,6 +308,33 @@ func TestIdleRaceCostsNeitherTheRequestNorAnAttempt(t *testing.T) {
 	}
 }
 
+// A server that took the beginning of a request in time had not closed its
+// connection for being idle. What it did with the rest before it went, nobody knows.
+func TestALongUploadIsNoIdleRace(t *testing.T) {
+	inLab(t, func(l *lab) {
+		t := l.T // of the bubble
+		var posts atomic.Int32
+		l.racer("10.0.0.1:80", 10*time.Millisecond, true, &posts)
+		l.pool(func(p *Pool) {
+			text(t, do(t, p, get("/")))
+			r, w := io.Pipe()
+			l.wg.Go(func() {
+				for _, piece := range []string{"pr", "om", "pt"} {
+					_, _ = io.WriteString(w, piece)
+					time.Sleep(idleRace)
+				}
+				_ = w.Close()
+			})
+			req := post("")
+			req.Length, req.Body = -1, r
+			_, err := p.Do(t.Context(), req)
+			if _, ok := errors.AsType[*LostError](err); !ok || posts.Load() != 1 {
+				t.Errorf("error %v, %d arrived; want a LostError and 1", err, posts.Load())
+			}
+		}, "10.0.0.1:80")
+	})
+}
+
 // A request that kills every server it meets is sent at most twice.
 func TestRequestThatKillsItsServerIsRepeatedOnce(t *testing.T) {
 	inLab(t, func(l *lab) {

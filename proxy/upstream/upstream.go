@@ -30,9 +30,11 @@
 //
 //   - when the connection took no byte of it, and
 //   - when the server ended the connection within 250 ms of our last byte, before
-//     a byte of a reply ("idle race"). Servers that work on a request before they
-//     break off take longer, or so we assume: the request of one that does not is
-//     the only one that can be carried out twice.
+//     a byte of a reply ("idle race"). Over HTTP/1.1 the first write counts, which
+//     has the head: who takes it and goes later did not go for being idle. Servers
+//     that work on a request before they break off take longer, or so we assume:
+//     the request of one that does not is the only one that can be carried out
+//     twice.
 //
 // For all this the beginning of a body is kept until the reply begins, and
 // replayed: Retry.Replay bytes, or 64 KiB if that is more. A longer one, once that
