@@ -38,12 +38,12 @@ type conn struct {
 
 	// Of the call under way.
 	call     *exchange.Call
-	up       *upload // nil when no goroutine sends the body
-	timed    bool    // a deadline is set
-	sent     error   // what the first write failed with
-	refused  bool    // the body was announced and never sent
+	up       *upload   // nil when no goroutine sends the body
+	timed    bool      // a deadline is set
+	sent     error     // what the first write failed with
+	refused  bool      // the body was announced and never sent
 	wrote    time.Time // the first bytes of the request
-	answered bool // a byte of a reply arrived
+	answered bool      // a byte of a reply arrived
 	keep     bool
 
 	small *[readSize]byte // pooled; nil when nothing is buffered
