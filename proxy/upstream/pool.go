@@ -16,6 +16,7 @@ type Pool struct {
 	endpoints []*endpoint
 	retry     config.Retry
 	connect   time.Duration // never 0
+	share     *share        // of the Registry
 
 	mu     sync.Mutex
 	picker picker
@@ -30,7 +31,7 @@ func (p *Pool) Name() string { return p.name }
 // exchange at any time, also while the reply is read. After an error nothing uses
 // req any more.
 func (p *Pool) Do(ctx context.Context, req *Request) (*Response, error) {
-	r := newResponse(ctx, req, p.retry.Replay)
+	r := newResponse(ctx, req, p.retry.Replay, p.share)
 	if err := p.send(r, req); err != nil {
 		r.detach()
 		r.body.close()

@@ -20,6 +20,7 @@ type Registry struct {
 	dial dialFunc
 
 	checks sync.WaitGroup // running checkers
+	share  share
 
 	mu       sync.Mutex
 	closed   bool
@@ -37,6 +38,7 @@ func NewRegistry(o Options) *Registry {
 		checkers: map[checkKey]*checker{},
 		counters: map[countersKey]*counters{},
 	}
+	r.share.left.Store(maxShared)
 	if r.log == nil {
 		r.log = slog.Default()
 	}
@@ -84,7 +86,7 @@ func (r *Registry) Prepare(pools map[string]*config.Pool) (*Set, error) {
 	}
 	s := &Set{registry: r, pools: make(map[string]*Pool, len(pools))}
 	for name, c := range pools {
-		p := &Pool{name: name, retry: c.Retry, connect: cmp.Or(c.Connect, connectTimeout), picker: newPicker(c.Balance, len(c.Endpoints))}
+		p := &Pool{name: name, retry: c.Retry, connect: cmp.Or(c.Connect, connectTimeout), share: &r.share, picker: newPicker(c.Balance, len(c.Endpoints))}
 		for _, e := range plans[name] {
 			p.endpoints = append(p.endpoints, r.acquireLocked(name, c.Health, e))
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"edge/proxy/exchange"
 )
@@ -22,6 +23,7 @@ type body struct {
 	limit     int64 // bytes kept, at least earlyBody
 	trailer   func() exchange.Fields
 	interrupt func()
+	share     *share // nil is no bound
 
 	interrupting sync.WaitGroup
 
@@ -33,8 +35,9 @@ type body struct {
 	current  *view     // the only one that may read; nil between attempts
 	read     int64     // bytes taken from src
 	kept     kept      // the first bytes of src: all of read, unless final or beyond
+	granted  int64     // of share
 	final    bool      // the reply has begun: nothing is replayed any more
-	beyond   bool      // more than limit bytes were asked for
+	beyond   bool      // more was asked for than may be kept
 	err      error     // what src ended with, io.EOF too; sticky
 	trailers exchange.Fields
 }
@@ -42,6 +45,30 @@ type body struct {
 // earlyBody is what is kept in any case: as much as an engine reads before it has
 // a connection.
 const earlyBody = 64 << 10
+
+// maxShared bounds what all bodies together keep beyond earlyBody of each: clients
+// choose how many there are. grant is what one takes of it at a time.
+const (
+	maxShared = 128 << 20
+	grant     = 64 << 10
+)
+
+// share is the memory that is left for bodies of more than earlyBody.
+type share struct{ left atomic.Int64 }
+
+func (s *share) take() bool {
+	if s == nil || s.left.Add(-grant) >= 0 {
+		return true
+	}
+	s.left.Add(grant)
+	return false
+}
+
+func (s *share) give(n int64) {
+	if s != nil {
+		s.left.Add(n)
+	}
+}
 
 // errBodyGone is what late readers get.
 var errBodyGone = errors.New("request body is not read any more")
@@ -107,6 +134,8 @@ func (b *body) forget() {
 func (b *body) dropLocked() {
 	if !b.reading && (b.closed || (b.final || b.beyond) && b.current.off >= b.kept.size) {
 		b.kept.free()
+		b.share.give(b.granted)
+		b.granted = 0
 	}
 }
 
@@ -162,10 +191,13 @@ func (b *body) pullLocked(p []byte) (int, error) {
 		p = p[:min(int64(len(p)), b.length-b.read)]
 	}
 	keep := !b.final && !b.beyond
-	if room := b.limit - b.read; keep && room > 0 {
-		p = p[:min(int64(len(p)), room)]
-	} else if keep {
-		keep, b.beyond = false, true // from now on, not only when bytes come: another attempt must not begin meanwhile
+	if keep {
+		room := b.roomLocked()
+		if room > 0 {
+			p = p[:min(int64(len(p)), room)]
+		} else {
+			keep, b.beyond = false, true // from now on, not only when bytes come: another attempt must not begin meanwhile
+		}
 	}
 	b.reading = true
 	b.mu.Unlock()
@@ -190,6 +222,19 @@ func (b *body) pullLocked(p []byte) (int, error) {
 	}
 	b.err = err
 	return n, err
+}
+
+// roomLocked returns how much can be read and kept: nothing at the limit, and
+// nothing when others keep too much.
+func (b *body) roomLocked() int64 {
+	room := b.limit - b.read
+	if room > 0 && b.read >= earlyBody+b.granted {
+		if !b.share.take() {
+			return 0
+		}
+		b.granted += grant
+	}
+	return min(room, earlyBody+b.granted-b.read)
 }
 
 // view is the body of one attempt. Only its engine reads it.

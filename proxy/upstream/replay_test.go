@@ -168,6 +168,40 @@ func TestReadBeyondTheLimitDecidesBeforeItEnds(t *testing.T) {
 	reader.Wait()
 }
 
+// What one request may keep is bounded, and what all of them keep together.
+func TestBodiesShareTheMemoryForReplay(t *testing.T) {
+	text := strings.Repeat("a", earlyBody+2*grant)
+	var s share
+	s.left.Store(grant)
+	upload := func(whole bool) *body {
+		b := newBody(&Request{Method: "POST", Length: -1, Body: strings.NewReader(text)}, 1<<20)
+		b.share = &s
+		v := viewOf(b)
+		if n, err := io.ReadFull(v, make([]byte, earlyBody+grant)); n != earlyBody+grant || err != nil {
+			t.Fatalf("%d, %v", n, err)
+		}
+		if replayable(b) != whole {
+			t.Errorf("replayable %v, want %v", !whole, whole)
+		}
+		if rest, err := io.ReadAll(v); len(rest) != grant || err != nil || replayable(b) {
+			t.Errorf("%d bytes follow, %v, replayable %v; want %d and nothing to keep them in", len(rest), err, replayable(b), grant)
+		}
+		return b
+	}
+	upload(true) // and free, as it can not be replayed any more
+	hog := newBody(&Request{Method: "POST", Length: -1, Body: strings.NewReader(text)}, 1<<20)
+	hog.share = &s
+	if n, err := io.ReadFull(viewOf(hog), make([]byte, earlyBody+1)); err != nil || s.left.Load() != 0 {
+		t.Fatalf("%d, %v, %d left; want none", n, err, s.left.Load())
+	}
+	upload(false).close()
+	hog.close()
+	upload(true).close()
+	if left := s.left.Load(); left != grant {
+		t.Errorf("%d bytes left in the end, want %d", left, grant)
+	}
+}
+
 func TestEndOfKnownLengthIsNotAskedFor(t *testing.T) {
 	b := newBody(&Request{Method: "POST", Length: 2, Body: io.MultiReader(strings.NewReader("ab"), failing{errors.New("asked")})}, 0)
 	if got, err := io.ReadAll(viewOf(b)); string(got) != "ab" || err != nil {

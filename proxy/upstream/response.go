@@ -41,8 +41,11 @@ type Response struct {
 }
 
 // newResponse returns what Do works on.
-func newResponse(ctx context.Context, req *Request, replay int64) *Response {
+func newResponse(ctx context.Context, req *Request, replay int64, s *share) *Response {
 	r := &Response{body: newBody(req, replay), canceler: req.Canceler}
+	if r.body != nil {
+		r.body.share = s
+	}
 	if r.canceler == nil {
 		r.canceler = &r.own
 	}

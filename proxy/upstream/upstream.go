@@ -39,7 +39,8 @@
 // For all this the beginning of a body is kept until the reply begins, and
 // replayed: Retry.Replay bytes, or 64 KiB if that is more. A longer one, once that
 // much of it was read, is not sent again, and one longer than Retry.Replay not if
-// a byte of it may have been accepted. Nor is anything after a byte of a reply or a
+// a byte of it may have been accepted. Beyond 64 KiB of each, all requests of a
+// Registry together keep 128 MiB: what comes while these are full is sent once. Nor is anything after a byte of a reply or a
 // first-byte timeout, nor a POST otherwise, also not with an Idempotency-Key.
 //
 // # Engines
