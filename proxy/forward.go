@@ -34,8 +34,11 @@ func forward(s *Server, r *route) exchange.Handler {
 		resp, err := r.pool.Do(context.Background(), &f.request)
 		if err != nil {
 			reason := blame(f.canceler.Cause(), err)
-			if errors.Is(f.upload.err, os.ErrDeadlineExceeded) {
+			switch {
+			case errors.Is(f.upload.err, os.ErrDeadlineExceeded):
 				reason = RequestTimeout
+			case reason == UpstreamLost && outOfTime(e):
+				reason = UpstreamTimeout
 			}
 			f.total.Stop()
 			noteAttempts(e, err)

@@ -46,7 +46,7 @@ var errTooLong = errors.New("body longer than declared")
 // waits no longer than it takes to see that there is nothing to go with it.
 func (s *stream) send(call *exchange.Call, e *encoder, first *firstPart) error {
 	switch {
-	case s.left == 0:
+	case s.left == 0 && first.buf == nil: // else it was read for a connection that went away
 		_, err := s.c.start(s, e, nil, true, true)
 		return err
 	case call.Continue:
