@@ -229,7 +229,9 @@ func (e *Exchange) overdue(kind int) {
 	case sourceWait:
 		e.cancelLocked(ErrSilent)
 	case leaveWait:
-		e.linkLocked()
+		if e.causeLocked() == nil { // at the end nobody takes back what is asked now
+			e.linkLocked()
+		}
 	}
 }
 

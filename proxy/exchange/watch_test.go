@@ -112,3 +112,35 @@ func BenchmarkWatch(b *testing.B) {
 		w.End()
 	}
 }
+
+// asked is an engine that counts how often it was asked to tell of the client.
+type asked struct {
+	sink
+
+	times *int
+}
+
+func (a asked) OnLeave(func()) (stop func() bool) {
+	*a.times++
+	return func() bool { return true }
+}
+
+// What is registered then, nobody takes back.
+func TestTheEngineIsNotAskedForTheClientAfterTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, lasts := range []time.Duration{0, 2 * leaveAfter} {
+			times := 0
+			e := New(asked{times: &times})
+			e.Conn = new(Conn)
+			e.OnEnd(func(e *Exchange) { e.overdue(leaveWait) }) // a timer that had fired
+			e.Serve(func(e *Exchange) {
+				e.Bind(new(Canceler))
+				time.Sleep(lasts)
+			})
+			time.Sleep(time.Hour)
+			if want := min(int(lasts), 1); times != want {
+				t.Errorf("asked %d times in an exchange of %v, want %d", times, lasts, want)
+			}
+		}
+	})
+}
