@@ -1,7 +1,6 @@
 package exchange
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -33,7 +32,7 @@ func Pump(e *Exchange, src Source) error {
 		e.dog.begin(sourceWait)
 		n, err := src.Read(*buf)
 		e.dog.end(sourceWait)
-		last := errors.Is(err, io.EOF)
+		last := err == io.EOF //nolint:errorlint // what breaks a reply may wrap it, the end is never wrapped
 		if n > 0 {
 			if _, werr := e.send((*buf)[:n], !last); werr != nil {
 				return werr

@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"testing"
@@ -53,6 +54,26 @@ func TestPumpHoldsALargeBufferOnlyWhileThereIsMuchToCopy(t *testing.T) {
 	}
 	if e.Sent != 200+smallSize+largeSize+300+200 {
 		t.Errorf("%d bytes sent", e.Sent)
+	}
+}
+
+// broken is a reply that breaks off for a reason that is somewhere an io.EOF, as
+// that of a request body may be.
+type broken struct{ pieces }
+
+func (b *broken) Read(p []byte) (int, error) {
+	if n, err := b.pieces.Read(p); err == nil {
+		return n, nil
+	}
+	return 0, fmt.Errorf("lost: %w", io.EOF)
+}
+
+func TestOnlyTheEndItselfIsTheEndOfAReply(t *testing.T) {
+	e := New(sink{})
+	e.Conn = new(Conn)
+	clean := e.Serve(func(e *Exchange) { e.Detach(&broken{pieces{sizes: []int{200}}}) })
+	if clean || e.Err == nil || e.Sent != 200 {
+		t.Errorf("clean %v after %d bytes, %v; want a broken reply", clean, e.Sent, e.Err)
 	}
 }
 

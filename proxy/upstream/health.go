@@ -2,7 +2,6 @@ package upstream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -124,8 +123,8 @@ func (c *checker) probe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = reply.Body.Close() }() // nothing more is wanted of it
-	if _, err := io.CopyN(io.Discard, reply.Body, maxCheckBody); err != nil && !errors.Is(err, io.EOF) {
+	defer func() { _ = reply.Body.Close() }()                                                  // nothing more is wanted of it
+	if _, err := io.CopyN(io.Discard, reply.Body, maxCheckBody); err != nil && err != io.EOF { //nolint:errorlint // an end is never wrapped
 		return fmt.Errorf("read body: %w", err)
 	}
 	if reply.Status < 200 || reply.Status > 299 { // no redirect is followed
