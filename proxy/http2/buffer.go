@@ -85,14 +85,12 @@ func (b *buffer) read(p []byte) int {
 	return total
 }
 
-// drop empties the buffer and says how much there was.
-func (b *buffer) drop() int {
-	n := b.size
+// drop empties the buffer.
+func (b *buffer) drop() {
 	for c := b.first; c != nil; {
 		next := c.next
 		c.free()
 		c = next
 	}
 	*b = buffer{}
-	return n
 }

@@ -27,8 +27,9 @@ const (
 	// streamWindow lets a reply flow at 256 MB/s over a round trip of 1 ms, and is
 	// what one slow client can make us hold.
 	streamWindow = 256 << 10
-	// connWindow is that of 32 stalled replies: fewer do not keep others of the
-	// connection from flowing, more do, and 8 MiB is what a connection may hold.
+	// connWindow bounds what is on the way, and is open again as soon as it came:
+	// stalled replies, whatever their number, do not hold up the others. What a
+	// connection may hold are the windows of its streams, 64 MiB for maxStreams.
 	connWindow = 8 << 20
 	// frameSize is the largest frame we take, the least that RFC 9113 6.5.2 allows:
 	// a larger one would only make other streams wait for it.

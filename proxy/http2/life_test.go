@@ -641,6 +641,7 @@ func TestFloodsEndTheConnection(t *testing.T) {
 		"window":     func(s *script) error { return s.WriteWindowUpdate(1, 1) },
 		"GOAWAY":     func(s *script) error { return s.WriteGoAway(1, h2.ErrCodeNo, nil) },
 		"empty DATA": func(s *script) error { return s.WriteData(1, false, nil) },
+		"padding":    func(s *script) error { return s.WriteDataPadded(1, false, nil, make([]byte, 1)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -214,6 +214,7 @@ func (c *conn) data(f h2.FrameHeader) error {
 	if end {
 		c.ended(s, nil)
 	}
+	c.giveBack(int(f.Length))
 	return nil
 }
 
@@ -245,9 +246,7 @@ func (c *conn) payload(s *stream, n int) error {
 		if err != nil {
 			return err
 		}
-		if !s.push(b) {
-			c.giveBack(len(b))
-		}
+		s.push(b)
 		n -= len(b)
 		if _, err := c.br.Discard(len(b)); err != nil {
 			return err
@@ -276,7 +275,7 @@ func (c *conn) lateData(id uint32, length int) error {
 	return err
 }
 
-// giveBack opens the window of the connection by n bytes that are dealt with.
+// giveBack opens the window of the connection by n bytes that came.
 func (c *conn) giveBack(n int) {
 	if more := c.granted.giveBack(int64(n)); more > 0 {
 		c.update(nil, more)

@@ -184,13 +184,10 @@ func (s *stream) stop(err error) {
 	if s.err == nil {
 		s.err = err
 	}
-	unread := s.buf.drop()
+	s.buf.drop()
 	s.changed.Broadcast()
 	s.mu.Unlock()
 	s.deadline.Store(0)
-	if unread > 0 {
-		s.c.giveBack(unread)
-	}
 	s.c.drop(s, h2.ErrCodeCancel)
 }
 
@@ -205,12 +202,11 @@ func (s *stream) lose(err error) {
 	s.deadline.Store(0)
 }
 
-// consumed opens the windows by n bytes that were read, or need not be.
+// consumed opens the window by n bytes that were read, or need not be.
 func (s *stream) consumed(n int) {
 	if more := s.granted.giveBack(int64(n)); more > 0 {
 		s.c.update(s, more)
 	}
-	s.c.giveBack(n)
 }
 
 // What follows is called by the reader of the connection.
@@ -245,16 +241,15 @@ func (s *stream) measureLocked(end bool) (malformed string) {
 	return ""
 }
 
-// push queues a part of the body. It reports false when nobody wants it.
-func (s *stream) push(b []byte) bool {
+// push queues a part of the body, unless nobody wants it.
+func (s *stream) push(b []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over || s.err != nil {
-		return false
+		return
 	}
 	s.buf.write(b)
 	s.changed.Broadcast()
-	return true
 }
 
 // complete ends the reply in good order.
