@@ -158,6 +158,7 @@ func (cl *Client) Close() {
 			idle = append(idle, c)
 		}
 	}
+	cl.dialMoreLocked() // for those who waited for room on one of them
 	cl.stopDialsLocked()
 	cl.mu.Unlock()
 	for _, c := range idle {
@@ -350,7 +351,7 @@ func (cl *Client) release(c *conn, n int) {
 	now := c.now()
 	cl.mu.Lock()
 	c.open -= n
-	if c.open == 0 {
+	if n > 0 && c.open == 0 {
 		c.idle = now
 	}
 	cl.grantLocked(c)

@@ -287,6 +287,14 @@ func (c *conn) pingLocked(purpose uint32) {
 	c.answerLocked(func(b []byte) []byte { return appendPing(b, false, data) })
 }
 
+// answeredLocked notes that no PING is under way any more, and returns how many
+// streams no longer count as open.
+func (c *conn) answeredLocked() (held int) {
+	c.pongs.Store(c.pings)
+	held, c.held = c.held, 0
+	return held
+}
+
 // failure is how a connection ended.
 type failure struct {
 	err    error

@@ -2,10 +2,14 @@ package http2
 
 import (
 	"fmt"
+	"io"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	h2 "golang.org/x/net/http2"
 
 	"edge/proxy/exchange"
 )
@@ -72,6 +76,86 @@ func TestStalledRepliesDoNotHoldUpOthers(t *testing.T) {
 		}
 		for range stalled {
 			_ = (<-replies).Body.Close()
+		}
+	})
+}
+
+func TestThoseWhoWaitAreServedAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, accept := scripted(t, Options{MaxConns: 1})
+		first := p.begin(p.call("/", nil, 0))
+		s := accept()
+		s.preface(h2.Setting{ID: h2.SettingMaxConcurrentStreams, Val: 1})
+		s.await("HEADERS 1 END")
+		s.await("SETTINGS ACK")
+		synctest.Wait()
+		var late []<-chan outcome
+		for range 2 {
+			late = append(late, p.begin(p.call("/", nil, 0)))
+			synctest.Wait()
+		}
+		p.Close()
+		for _, done := range late {
+			s2 := accept()
+			s2.preface()
+			s2.await("HEADERS 1 END")
+			s2.head(1, true, ":status", "200")
+			if o := <-done; o.err != nil {
+				t.Error(o.err)
+			}
+		}
+		s.head(1, true, ":status", "200")
+		if o := <-first; o.err != nil {
+			t.Error(o.err)
+		}
+	})
+}
+
+// A server that answers no PING, but is not silent, keeps no streams from others
+// and no connection from its end.
+func TestPingThatIsNeverAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, accept := scripted(t, Options{Idle: time.Minute})
+		call := p.call("/", nil, 0)
+		done := p.begin(call)
+		s := accept()
+		s.preface()
+		s.await("HEADERS 1 END")
+		call.Canceler.Cancel(io.ErrClosedPipe)
+		<-done
+		ended := make(chan time.Time, 1)
+		go func() {
+			_, _ = io.Copy(io.Discard, s.nc)
+			ended <- time.Now()
+		}()
+		begin := time.Now()
+		for time.Since(begin) < 2*time.Minute && s.WritePing(false, [8]byte{}) == nil {
+			time.Sleep(5 * time.Second)
+		}
+		select {
+		case at := <-ended:
+			if at.Sub(begin) > pingTime+time.Minute+10*time.Second {
+				t.Errorf("ended after %v", at.Sub(begin))
+			}
+		default:
+			t.Error("the connection is kept for a stream that nobody has")
+			_ = s.nc.Close()
+		}
+	})
+}
+
+func TestUnaskedAnswersDoNotKeepAConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, s, done := get1(t)
+		s.head(1, true, ":status", "200")
+		<-done
+		s.drain()
+		begin := time.Now()
+		for s.WritePing(true, [8]byte{}) == nil && time.Since(begin) < time.Hour {
+			time.Sleep(time.Second)
+		}
+		if d := time.Since(begin); d > idleTime+5*time.Second {
+			t.Errorf("kept for %v", d)
 		}
 	})
 }

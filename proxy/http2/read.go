@@ -394,11 +394,7 @@ func (c *conn) ping(f *h2.PingFrame) error {
 		return c.spend()
 	}
 	c.mu.Lock()
-	held := 0
-	if c.pongs.Load() != c.pings { // answered in order, and one at a time
-		c.pongs.Store(c.pings)
-		held, c.held = c.held, 0
-	}
+	held := c.answeredLocked() // in order, and one at a time
 	c.mu.Unlock()
 	c.client.release(c, held)
 	return c.spend()

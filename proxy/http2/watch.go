@@ -89,9 +89,10 @@ func (c *conn) overdue(now time.Duration) bool {
 	}
 	w.stuck = since(w.stuck, c.flushing && c.written.Load() == w.written, now)
 	w.written = c.written.Load()
-	silent := c.askLocked(now)
+	silent, held := c.askLocked(now)
 	begun := c.submitted > 0
 	c.mu.Unlock()
+	c.client.release(c, held)
 	w.block = since(w.block, c.inBlock.Load(), now)
 	switch {
 	case silent:
@@ -109,18 +110,26 @@ func (c *conn) overdue(now time.Duration) bool {
 }
 
 // askLocked asks a server that has been silent whether it is there, and reports
-// whether it has not answered in time.
-func (c *conn) askLocked(now time.Duration) (gone bool) {
+// whether it has not answered in time. From one that does not answer but says
+// other things no answer is expected any more, nor are streams held for it.
+func (c *conn) askLocked(now time.Duration) (gone bool, held int) {
 	silence := now - c.watch.heard
 	if c.pings != c.pongs.Load() {
-		return now-c.pingAt >= pingTime && silence >= pingTime
+		switch {
+		case now-c.pingAt < pingTime:
+		case silence >= pingTime:
+			return true, 0
+		default:
+			return false, c.answeredLocked()
+		}
+		return false, 0
 	}
 	mayAsk := c.freePings.Load()&silencePing != 0 || now-c.pingAt >= pingRepeat
 	if len(c.streams) > 0 && silence >= pingSilence && mayAsk {
 		c.pingLocked(silencePing)
 		c.kickLocked()
 	}
-	return false
+	return false, 0
 }
 
 // since moves the beginning of a state that holds now, or not.
