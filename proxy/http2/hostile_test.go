@@ -1,8 +1,10 @@
 package http2
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -156,6 +158,33 @@ func TestUnaskedAnswersDoNotKeepAConnection(t *testing.T) {
 		}
 		if d := time.Since(begin); d > idleTime+5*time.Second {
 			t.Errorf("kept for %v", d)
+		}
+	})
+}
+
+// Many servers say nothing before they have the preface, which leaves with the
+// first request: the time for their SETTINGS begins then.
+func TestTimeForSettingsBeginsWithThePreface(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, accept := scripted(t, Options{})
+		dial := p.dial
+		p.dial = func(ctx context.Context) (net.Conn, error) {
+			time.Sleep(time.Second)
+			return dial(ctx)
+		}
+		call := p.call("/", nil, 0)
+		gone := p.begin(call)
+		synctest.Wait()
+		call.Canceler.Cancel(io.ErrClosedPipe)
+		<-gone
+		s := accept()
+		time.Sleep(2 * settingsTime)
+		done := p.begin(p.call("/", nil, 0))
+		time.Sleep(settingsTime / 2)
+		s.preface()
+		s.head(1, true, ":status", "200")
+		if o := <-done; o.err != nil {
+			t.Error(o.err)
 		}
 	})
 }

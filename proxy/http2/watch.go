@@ -15,6 +15,7 @@ type watch struct {
 	last    time.Duration // when it looked last
 	heard   time.Duration // when it last saw that a frame had come
 	written uint64        // writes when it looked last
+	begun   time.Duration // since when there is a preface; 0 before
 	stuck   time.Duration // since when a write has been under way; 0 when none is
 	block   time.Duration // since when a field block has been incomplete; 0 when none is
 }
@@ -90,7 +91,7 @@ func (c *conn) overdue(now time.Duration) bool {
 	w.stuck = since(w.stuck, c.flushing && c.written.Load() == w.written, now)
 	w.written = c.written.Load()
 	silent, held := c.askLocked(now)
-	begun := c.submitted > 0
+	w.begun = since(w.begun, c.submitted > 0, now)
 	c.mu.Unlock()
 	c.client.release(c, held)
 	w.block = since(w.block, c.inBlock.Load(), now)
@@ -101,7 +102,7 @@ func (c *conn) overdue(now time.Duration) bool {
 		c.end(failed(errStuck), h2.ErrCodeNo, false)
 	case longer(w.block, now, blockTime):
 		c.end(failed(refuse(h2.ErrCodeEnhanceYourCalm, "field block takes too long")), h2.ErrCodeEnhanceYourCalm, true)
-	case begun && now >= settingsTime && !c.acked.Load():
+	case longer(w.begun, now, settingsTime) && !c.acked.Load():
 		c.end(failed(refuse(h2.ErrCodeSettingsTimeout, "no answer to SETTINGS")), h2.ErrCodeSettingsTimeout, true)
 	default:
 		return false
