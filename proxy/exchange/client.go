@@ -109,7 +109,8 @@ type LostError struct {
 	// Closed says that the server ended the connection, by FIN or RST, and After
 	// how long that was after our last byte; over HTTP/1.1 after the first write,
 	// of the head and what there was of the body: what ended the connection before
-	// these came is noticed then, and what comes later is about the request.
+	// these came is noticed then, and what comes later is about the request. Over
+	// HTTP/2 it is after the first request since the connection had none open.
 	Closed bool
 	After  time.Duration
 	// Answered says that a byte of a reply had arrived.

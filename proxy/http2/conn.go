@@ -60,6 +60,7 @@ type conn struct {
 	streams   map[uint32]*stream
 	next      uint32 // id of the next stream
 	sendable  allowance
+	busy      time.Duration    // since when there have been streams
 	initial   int64            // window of a new stream
 	maxFrame  int              // that the server takes
 	maxList   int64            // of a field section; the server's advice
@@ -153,11 +154,14 @@ func (c *conn) start(s *stream, e *encoder, data []byte, end, flush bool) ([]byt
 		c.mu.Unlock()
 		return nil, fmt.Errorf("%w: the server takes no header list of %d bytes", exchange.ErrUnsendable, e.size)
 	}
+	if len(c.streams) == 0 {
+		c.busy = now
+	}
 	s.id = c.next
 	c.next += 2
 	c.streams[s.id] = s
 	s.sendable = allowance(c.initial)
-	s.from, s.lastSent = c.queued, now
+	s.from = c.queued
 	block := e.block
 	if s.id > 1 {
 		block = block[1:] // without noTable
@@ -316,7 +320,9 @@ func failed(err error) failure {
 }
 
 // end ends the connection and its streams, once: with a GOAWAY when the code says
-// so, and then by closing it.
+// so, and then by closing it. After in what the calls learn counts from the first
+// request since there was none: no server closes a connection for being idle while
+// it works on another, and a later one it may have acted on too.
 func (c *conn) end(f failure, code h2.ErrCode, goAway bool) {
 	c.client.retire(c)
 	now := c.now()
@@ -337,7 +343,7 @@ func (c *conn) end(f failure, code h2.ErrCode, goAway bool) {
 	for _, s := range c.streams {
 		losses = append(losses, loss{s, &exchange.LostError{
 			Err: f.err, Unsent: s.from >= c.submitted, Reused: s.id > 1,
-			Closed: f.closed, After: max(0, now-s.lastSent), Answered: s.answered.Load(),
+			Closed: f.closed, After: max(0, now-c.busy), Answered: s.answered.Load(),
 		}})
 	}
 	held := c.held

@@ -188,3 +188,39 @@ func TestTimeForSettingsBeginsWithThePreface(t *testing.T) {
 		}
 	})
 }
+
+// A server does not close a connection for being idle while it works on another
+// request of it: it may have acted on this one too.
+func TestLossOfABusyConnectionIsNoIdleRace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, s, first := get1(t)
+		time.Sleep(10 * time.Second)
+		second := p.begin(p.call("/", strings.NewReader("hello"), 5))
+		s.await("DATA 3 5 END")
+		time.Sleep(100 * time.Millisecond)
+		_ = s.nc.Close()
+		o := <-second
+		if lost := lostError(t, o.err); !lost.Closed || lost.After < 10*time.Second {
+			t.Errorf("got %+v", lost)
+		}
+		<-first
+		// Those that come together to an idle one are all in the race.
+		third := p.begin(p.call("/", nil, 0))
+		s = p.accept()
+		s.preface()
+		s.await("HEADERS 1 END")
+		s.head(1, true, ":status", "200")
+		<-third
+		time.Sleep(10 * time.Second)
+		a, b := p.begin(p.call("/", nil, 0)), p.begin(p.call("/", nil, 0))
+		s.await("HEADERS 3 END")
+		s.await("HEADERS 5 END")
+		_ = s.nc.Close()
+		for _, done := range []<-chan outcome{a, b} {
+			o := <-done
+			if lost := lostError(t, o.err); !lost.Closed || !lost.Reused || lost.After != 0 {
+				t.Errorf("got %+v", lost)
+			}
+		}
+	})
+}

@@ -146,7 +146,7 @@ func TestWhatIsKnownOfALostConnection(t *testing.T) {
 			t.Errorf("first: %+v, %q", lost, o.body)
 		}
 		o = <-second
-		if lost := lostError(t, o.err); !lost.Reused || !lost.Closed || lost.Answered || lost.Unsent || lost.After != 100*time.Millisecond {
+		if lost := lostError(t, o.err); !lost.Reused || !lost.Closed || lost.Answered || lost.Unsent || lost.After != 1100*time.Millisecond {
 			t.Errorf("second: %+v", lost)
 		}
 	})

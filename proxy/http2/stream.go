@@ -40,7 +40,6 @@ type stream struct {
 	flushes  bool // somebody is about to flush, see conn.start
 	dropped  bool // the connection knows it no more
 	from     int64
-	lastSent time.Duration
 
 	mu       sync.Mutex
 	changed  sync.Cond

@@ -234,8 +234,7 @@ func (s *stream) sendPartLocked(p []byte, end bool) []byte {
 		s.sentEnd = true
 	}
 	if len(p) < before || s.sentEnd {
-		s.lastSent = c.now()
-		s.startClock(s.lastSent)
+		s.startClock(c.now())
 	}
 	return p
 }
@@ -273,7 +272,7 @@ func (s *stream) sendTrailer() error {
 	before := len(c.pending)
 	c.pending = appendBlock(c.pending, s.id, block, true, c.maxFrame)
 	c.queued += int64(len(c.pending) - before)
-	s.sentEnd, s.lastSent = true, now
+	s.sentEnd = true
 	s.startClock(now)
 	c.flushAndUnlock(len(c.streams) > 1)
 	return nil
