@@ -147,7 +147,7 @@ func (c *conn) start(s *stream, e *encoder, data []byte, end, flush bool) ([]byt
 	case c.closing != nil:
 		c.mu.Unlock()
 		return nil, fmt.Errorf("%w: %w", errGone, c.closing)
-	case c.writeErr != nil || c.goAway != "" || c.next > lastStream:
+	case c.writeErr != nil || c.goAway != "" || c.next > lastStream || len(c.pending) > maxBacklog:
 		c.mu.Unlock()
 		return nil, errGone
 	case int64(e.size) > c.maxList:

@@ -224,3 +224,33 @@ func TestLossOfABusyConnectionIsNoIdleRace(t *testing.T) {
 		}
 	})
 }
+
+// What clients that come and go leave behind a write that is stuck is bounded.
+func TestRequestsBehindAStuckWriteAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, accept := scripted(t, Options{})
+		first := p.begin(p.call("/", strings.NewReader(strings.Repeat("x", 1<<20)), 1<<20))
+		s := accept()
+		s.preface(h2.Setting{ID: h2.SettingInitialWindowSize, Val: 1 << 20})
+		_ = s.WriteWindowUpdate(0, 1<<20)
+		synctest.Wait()
+		c := p.conns[0]
+		for range 1000 {
+			call := p.call("/", nil, 0)
+			call.Header.Add("x-large", strings.Repeat("x", 8000))
+			c.freePings.Store(0) // so that the stream does not count until a PING is answered
+			done := p.begin(call)
+			synctest.Wait()
+			call.Canceler.Cancel(io.ErrClosedPipe)
+			<-done
+		}
+		c.mu.Lock()
+		n := len(c.pending)
+		c.mu.Unlock()
+		if n > 2*maxBacklog {
+			t.Errorf("%d bytes wait to be written", n)
+		}
+		_ = s.nc.Close()
+		<-first
+	})
+}

@@ -75,6 +75,7 @@ const (
 	maxPending      = 128 << 10      // bytes waiting to be written before uploads wait
 	maxControl      = 64 << 10       // bytes of answers to the server's frames waiting to be written
 	maxKept         = 2 * maxPending // of a buffer for frames, while there are streams
+	maxBacklog      = 1 << 20        // bytes waiting to be written before no request joins them
 	keptBlock       = 16 << 10
 	flushRounds     = 8    // writes for others before the rest is left to a goroutine
 	floodBurst      = 2000 // frames that bring nothing
