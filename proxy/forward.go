@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -248,7 +249,8 @@ func blameBody(err error) Reason {
 		return BodyTooLarge
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return RequestTimeout
-	case errors.Is(err, exchange.ErrClientGone), errors.Is(err, exchange.ErrAborted), isReset && reset.Code == http2.ErrCodeCancel:
+	case errors.Is(err, exchange.ErrClientGone), errors.Is(err, exchange.ErrAborted), isReset && reset.Code == http2.ErrCodeCancel,
+		errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET): // in the middle of the body
 		return ClientLeft
 	}
 	return BadRequest

@@ -218,6 +218,30 @@ func TestClientThatLeavesCancelsUpstream(t *testing.T) {
 	}
 }
 
+// Who goes in the middle of a body has not sent nonsense.
+func TestClientThatLeavesDuringItsBodyHasLeft(t *testing.T) {
+	e := startRaw(t, func(_ net.Conn, r *bufio.Reader) { _, _ = io.Copy(io.Discard, r) })
+	for _, body := range []string{
+		"Content-Length: 100\r\n\r\n12345",
+		"Content-Length: 1000000\r\n\r\n12345",
+		"Transfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n",
+	} {
+		for _, reset := range []bool{false, true} {
+			r := e.raw(t)
+			r.send(t, "POST /v1/chat/completions HTTP/1.1\r\nHost: a.example.com\r\n"+body)
+			if tcp, ok := r.NetConn().(*net.TCPConn); ok && reset {
+				time.Sleep(10 * time.Millisecond) // for what was sent to be read
+				_ = tcp.SetLinger(0)
+				_ = tcp.Close()
+			}
+			_ = r.Close()
+			if rec := e.record(t); rec.Reason != proxy.ClientLeft || rec.Status != 499 {
+				t.Errorf("%.20q, reset %v: got record %+v, want client_left", body, reset, rec)
+			}
+		}
+	}
+}
+
 func TestReplyThatBreaksOffIsBrokenForTheClient(t *testing.T) {
 	e, m := startModel(t, modelserver.Script{})
 	for name, script := range map[string]modelserver.Script{

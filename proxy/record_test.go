@@ -80,6 +80,8 @@ func TestBlameFallsOnTheCause(t *testing.T) {
 		{nil, body(exchange.ErrTooLarge), BodyTooLarge},
 		{nil, body(os.ErrDeadlineExceeded), RequestTimeout},
 		{nil, body(exchange.ErrClientGone), ClientLeft},
+		{nil, body(io.ErrUnexpectedEOF), ClientLeft},
+		{nil, body(syscall.ECONNRESET), ClientLeft},
 		{nil, body(http2.StreamError{Code: http2.ErrCodeCancel}), ClientLeft},
 		{nil, body(http2.StreamError{Code: http2.ErrCodeProtocol}), BadRequest},
 		{nil, body(errors.New("malformed chunk")), BadRequest},
