@@ -46,7 +46,7 @@ type conn struct {
 	// flags once in a while, so that nobody else needs to look at the clock.
 	granted   grant
 	credit    atomic.Int64  // frames that may bring nothing, see spend
-	active    atomic.Bool   // a frame came since the watch looked
+	came      atomic.Uint64 // frames
 	inBlock   atomic.Bool   // a field block is incomplete
 	acked     atomic.Bool   // our SETTINGS are acknowledged
 	freePings atomic.Uint32 // those that will not be taken for one too many, see pingLocked
@@ -78,6 +78,8 @@ type conn struct {
 	spare     []byte // its other buffer
 	queued    int64  // bytes ever appended to pending
 	submitted int64  // bytes ever given to nc.Write, less those that it refused
+	seen      uint64 // what came was when it was looked at last
+	blind     int64  // what submitted was then
 	control   int    // bytes of answers in pending
 	flushing  bool   // somebody writes
 	writeErr  error
@@ -140,19 +142,9 @@ func (c *conn) now() time.Duration { return time.Since(c.born) }
 func (c *conn) start(s *stream, e *encoder, data []byte, end, flush bool) ([]byte, error) {
 	now := c.now()
 	c.mu.Lock()
-	switch {
-	case s.dropped:
+	if err := c.refusalLocked(s, e.size); err != nil {
 		c.mu.Unlock()
-		return nil, errStopped
-	case c.closing != nil:
-		c.mu.Unlock()
-		return nil, fmt.Errorf("%w: %w", errGone, c.closing)
-	case c.writeErr != nil || c.goAway != "" || c.next > lastStream || len(c.pending) > maxBacklog:
-		c.mu.Unlock()
-		return nil, errGone
-	case int64(e.size) > c.maxList:
-		c.mu.Unlock()
-		return nil, fmt.Errorf("%w: the server takes no header list of %d bytes", exchange.ErrUnsendable, e.size)
+		return nil, err
 	}
 	if len(c.streams) == 0 {
 		c.busy = now
@@ -182,15 +174,30 @@ func (c *conn) start(s *stream, e *encoder, data []byte, end, flush bool) ([]byt
 		c.mu.Unlock()
 		return data, nil
 	}
-	c.flushAndUnlock(len(c.streams) > 1)
+	c.flushAndUnlock(len(c.streams) > 1, false)
 	return data, nil
+}
+
+// refusalLocked says why a stream with a header list of size bytes cannot start.
+func (c *conn) refusalLocked(s *stream, size int) error {
+	switch {
+	case s.dropped:
+		return errStopped
+	case c.closing != nil:
+		return fmt.Errorf("%w: %w", errGone, c.closing)
+	case c.writeErr != nil || c.goAway != "" || c.next > lastStream || len(c.pending) > maxBacklog:
+		return errGone
+	case int64(size) > c.maxList:
+		return fmt.Errorf("%w: the server takes no header list of %d bytes", exchange.ErrUnsendable, size)
+	}
+	return nil
 }
 
 // flush is the second half of a start without.
 func (c *conn) flush(s *stream) {
 	c.mu.Lock()
 	s.flushes = false
-	c.flushAndUnlock(false)
+	c.flushAndUnlock(false, false)
 }
 
 // sendLocked appends DATA as far as the windows and maxPending go, and returns

@@ -2,6 +2,7 @@ package http2
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -253,4 +254,24 @@ func TestRequestsBehindAStuckWriteAreBounded(t *testing.T) {
 		_ = s.nc.Close()
 		<-first
 	})
+}
+
+// A server that reads nothing holds up the writer, but not the call.
+func TestCancelOfACallWhoseRequestIsNotTaken(t *testing.T) {
+	for _, length := range []int64{100 << 10, -1} {
+		synctest.Test(t, func(t *testing.T) {
+			p, accept := scripted(t, Options{})
+			call := p.call("/", strings.NewReader(strings.Repeat("x", 100<<10)), length)
+			done := p.begin(call)
+			s := accept()
+			synctest.Wait()
+			begin := time.Now()
+			cause := errors.New("left")
+			call.Canceler.Cancel(cause)
+			if o := <-done; !errors.Is(o.err, cause) || time.Since(begin) != 0 {
+				t.Errorf("length %d: %v after %v", length, o.err, time.Since(begin))
+			}
+			_ = s.nc.Close()
+		})
+	}
 }

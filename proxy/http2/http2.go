@@ -14,7 +14,8 @@
 // that reads. Frames are appended to a buffer under the connection's lock, and
 // whoever finds nobody writing writes it out, for the others too: no lock is
 // held during a system call, so neither a reader nor a canceller ever waits for
-// a server that does not read.
+// a server that does not read. Nor does a call, which leaves to a goroutine what
+// the connection may not take at once.
 //
 // It does not speak server push, CONNECT, extended CONNECT (websockets), priorities
 // or the upgrade from HTTP/1.1.
@@ -75,6 +76,7 @@ const (
 	maxPending      = 128 << 10      // bytes waiting to be written before uploads wait
 	maxControl      = 64 << 10       // bytes of answers to the server's frames waiting to be written
 	maxKept         = 2 * maxPending // of a buffer for frames, while there are streams
+	maxBlind        = 32 << 10       // bytes that a call writes itself since the server was heard of
 	maxBacklog      = 1 << 20        // bytes waiting to be written before no request joins them
 	keptBlock       = 16 << 10
 	flushRounds     = 8    // writes for others before the rest is left to a goroutine

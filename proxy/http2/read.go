@@ -35,7 +35,7 @@ func (c *conn) frames() error {
 		if err != nil {
 			return c.parseError(err)
 		}
-		c.active.Store(true)
+		c.came.Add(1)
 		if f.Type == h2.FrameData {
 			err = c.data(f)
 		} else {

@@ -208,10 +208,10 @@ func (s *stream) sendBody(p []byte, end bool) error {
 			c.mu.Unlock() // what comes next may leave with it
 			return nil
 		case len(p) == 0:
-			c.flushAndUnlock(len(c.streams) > 1)
+			c.flushAndUnlock(len(c.streams) > 1, true)
 			return nil
 		case !c.flushing && len(c.pending) > 0:
-			c.flushAndUnlock(false)
+			c.flushAndUnlock(false, true)
 			c.mu.Lock()
 		default:
 			s.waitLocked()
@@ -274,6 +274,6 @@ func (s *stream) sendTrailer() error {
 	c.queued += int64(len(c.pending) - before)
 	s.sentEnd = true
 	s.startClock(now)
-	c.flushAndUnlock(len(c.streams) > 1)
+	c.flushAndUnlock(len(c.streams) > 1, true)
 	return nil
 }

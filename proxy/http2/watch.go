@@ -13,6 +13,7 @@ import (
 type watch struct {
 	mu      sync.Mutex    // taken before any other
 	last    time.Duration // when it looked last
+	came    uint64        // frames when it looked last
 	heard   time.Duration // when it last saw that a frame had come
 	written uint64        // writes when it looked last
 	begun   time.Duration // since when there is a preface; 0 before
@@ -66,8 +67,8 @@ func (c *conn) look() {
 	c.wakes.Store(int64(now + c.tick))
 	c.refill(now - w.last)
 	w.last = now
-	if c.active.Swap(false) {
-		w.heard = now
+	if came := c.came.Load(); came != w.came {
+		w.came, w.heard = came, now
 	}
 	if c.overdue(now) || c.client.tend(c, now) {
 		return

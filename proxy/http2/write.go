@@ -29,16 +29,30 @@ func (c *conn) kickLocked() {
 		return
 	}
 	c.flushing = true
-	go func() {
-		c.mu.Lock()
-		c.writeAndUnlock(0)
-	}()
+	go c.write()
+}
+
+// write is a goroutine that writes what is pending. The caller has set flushing.
+func (c *conn) write() {
+	c.mu.Lock()
+	c.writeAndUnlock(0)
+}
+
+// mayBlockLocked reports whether a write of what is pending may have to wait for
+// the server to read, which a call that can be cancelled must not: connections
+// take maxBlind bytes in any case, and a server that sends is taken to read too.
+func (c *conn) mayBlockLocked() bool {
+	if came := c.came.Load(); came != c.seen {
+		c.seen, c.blind = came, c.submitted
+	}
+	return c.submitted-c.blind+int64(len(c.pending)) > maxBlind
 }
 
 // flushAndUnlock writes what is pending unless somebody is at it, who then writes
 // it too. With yield it first lets others append theirs: on a busy connection
-// that turns many small writes into one (BenchmarkStreamMessage).
-func (c *conn) flushAndUnlock(yield bool) {
+// that turns many small writes into one (BenchmarkStreamMessage). Who must not
+// wait for the server leaves to a goroutine what may not be taken at once.
+func (c *conn) flushAndUnlock(yield, wait bool) {
 	if c.flushing || c.closed || c.writeErr != nil || len(c.pending) == 0 {
 		c.mu.Unlock()
 		return
@@ -48,6 +62,11 @@ func (c *conn) flushAndUnlock(yield bool) {
 		c.mu.Unlock()
 		runtime.Gosched()
 		c.mu.Lock()
+	}
+	if !wait && c.mayBlockLocked() {
+		c.mu.Unlock()
+		go c.write()
+		return
 	}
 	c.writeAndUnlock(flushRounds)
 }
@@ -72,12 +91,9 @@ func (c *conn) writeAndUnlock(rounds int) {
 			c.submitted -= int64(len(b) - n)
 			c.writeErr = err
 		}
-		if round == rounds && len(c.pending) > 0 && c.writeErr == nil {
-			go func() {
-				c.mu.Lock()
-				c.writeAndUnlock(0)
-			}()
+		if rounds > 0 && len(c.pending) > 0 && c.writeErr == nil && (round == rounds || c.mayBlockLocked()) {
 			c.mu.Unlock()
+			go c.write()
 			return
 		}
 	}
