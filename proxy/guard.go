@@ -27,7 +27,7 @@ const (
 var errContinuations = errors.New("too many CONTINUATION frames")
 
 // serveHTTP2 gives srv the HTTP/2 server of x/net, which is fixed faster than the
-// toolchain's copy of it, and has its connections read through a guard.
+// toolchain's copy of it, and has its connections read and written through a guard.
 //
 //nolint:staticcheck // deprecated in favour of that copy, which takes no guarded connection
 func serveHTTP2(srv *http.Server) error {
@@ -41,7 +41,7 @@ func serveHTTP2(srv *http.Server) error {
 		if b, ok := h.(interface{ BaseContext() context.Context }); ok { // how net/http hands the context on
 			opts.Context = b.BaseContext()
 		}
-		h2.ServeConn(&guard{Conn: c, skip: preface}, opts)
+		h2.ServeConn(newGuard(c), opts)
 	}
 	return nil
 }
@@ -49,14 +49,37 @@ func serveHTTP2(srv *http.Server) error {
 // guard is an HTTP/2 connection that follows the frames which its reader reads,
 // for two things the server does not see to: a header block may have
 // maxContinuations frames more than its first, and headTimeout to be complete.
-// Only the server's read loop calls Read.
+// Only the server's read loop calls Read. What is written goes through a batch.
 type guard struct {
 	*tls.Conn
+	out *batch
+
 	skip  int             // bytes to pass over: the preface, then payloads
 	head  [frameHead]byte // of the next frame, as far as it came
 	have  int
 	block *time.Timer // runs while a header block is incomplete; closes the connection
 	more  int         // CONTINUATION frames of the block
+}
+
+func newGuard(c *tls.Conn) *guard {
+	g := &guard{Conn: c, skip: preface}
+	g.out = newBatch(c, g.cut)
+	return g
+}
+
+// cut ends the connection past TLS, which would wait to say goodbye.
+func (g *guard) cut() { _ = g.Conn.NetConn().Close() }
+
+// Write implements net.Conn.
+func (g *guard) Write(p []byte) (int, error) { return g.out.Write(p) }
+
+// SetWriteDeadline does nothing: the batch bounds its writes itself.
+func (g *guard) SetWriteDeadline(time.Time) error { return nil }
+
+// Close implements net.Conn.
+func (g *guard) Close() error {
+	g.out.close()
+	return g.Conn.Close()
 }
 
 // Read implements net.Conn.
@@ -93,7 +116,7 @@ func (g *guard) frame() error {
 	case http2.FrameContinuation:
 		if g.more++; g.more > maxContinuations {
 			g.complete()
-			_ = g.Conn.NetConn().Close()
+			g.cut()
 			return errContinuations
 		}
 	default:
@@ -102,7 +125,7 @@ func (g *guard) frame() error {
 	if flags&endHeaders != 0 {
 		g.complete()
 	} else if g.block == nil {
-		g.block = time.AfterFunc(headTimeout, func() { _ = g.Conn.NetConn().Close() })
+		g.block = time.AfterFunc(headTimeout, g.cut)
 	}
 	return nil
 }
