@@ -174,7 +174,7 @@ func sendable(call *exchange.Call) error {
 		return fmt.Errorf("%w: invalid scheme", exchange.ErrUnsendable)
 	case !validTarget(call.Method, call.Target):
 		return fmt.Errorf("%w: invalid target", exchange.ErrUnsendable)
-	case !validAuthority(call.Host):
+	case !httpguts.ValidHostHeader(call.Host): // as proxy/http1 has it; it has no userinfo (RFC 9113 8.3.1)
 		return fmt.Errorf("%w: invalid authority", exchange.ErrUnsendable)
 	}
 	return nil
@@ -322,9 +322,14 @@ func (d *decoder) take() exchange.Fields {
 	return append(make(exchange.Fields, 0, len(d.fields)), d.fields...)
 }
 
-// emit is called for each field.
+// emit is called for each field. White space around a value must not be there
+// (RFC 9113 8.2.1), but some servers send it, and curl and net/http take
+// it: we do what RFC 9110 5.5 says of it, so that it reaches nobody behind us.
 func (d *decoder) emit(f hpack.HeaderField) {
 	d.size += len(f.Name) + len(f.Value) + fieldOverhead
+	if !f.IsPseudo() {
+		f.Value = trimSpace(f.Value)
+	}
 	switch {
 	case d.size > maxList:
 		d.refuse("header list too large")

@@ -75,12 +75,6 @@ func validTarget(method, s string) bool {
 	return strings.HasPrefix(s, "/") && visible(s)
 }
 
-// validAuthority reports whether s can be an :authority, which has no userinfo
-// (RFC 9113 8.3.1).
-func validAuthority(s string) bool {
-	return visible(s) && !strings.ContainsAny(s, "@/?#")
-}
-
 // visible reports whether s has neither controls nor spaces.
 func visible(s string) bool {
 	for i := range len(s) {

@@ -275,3 +275,20 @@ func TestCancelOfACallWhoseRequestIsNotTaken(t *testing.T) {
 		})
 	}
 }
+
+// Servers send it though they must not (RFC 9113 8.2.1).
+func TestWhiteSpaceAroundValuesIsNoneOfTheirs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, s, done := get1(t)
+		s.head(1, false, ":status", "200", "a", " b c\t", "content-length", "2 ", "d", " ")
+		s.text(1, false, "ok")
+		s.head(1, true, "e", "\tf")
+		o := <-done
+		if o.err != nil {
+			t.Fatal(o.err)
+		}
+		if got := fmt.Sprint(o.rerr, o.reply.Header, o.reply.Length, o.reply.Body.Trailer()); got != "<nil> [{a b c} {content-length 2} {d }] 2 [{e f}]" {
+			t.Errorf("got %s", got)
+		}
+	})
+}

@@ -125,9 +125,6 @@ func TestBadRequestIsNotSentByAnyProtocol(t *testing.T) {
 		c.Protocol = tc.name
 		p := open(t, c)
 		for name, req := range badRequests() {
-			if tc.proto == "HTTP/2.0" && name == "host not ASCII" {
-				continue // any visible bytes make an :authority for proxy/http2
-			}
 			if _, err := p.Do(t.Context(), req); !errors.Is(err, ErrBadRequest) {
 				t.Errorf("%s to %s: %s: %v, want ErrBadRequest", tc.name, tc.scheme, name, err)
 			}
