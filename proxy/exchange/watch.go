@@ -116,8 +116,9 @@ func (w *watchdog) collect() (kinds uint) {
 		switch due := since + limit; {
 		case since == 0 || limit == 0:
 		case due <= now:
-			w.waits[kind].since.CompareAndSwap(since, 0)
-			kinds |= 1 << kind
+			if w.waits[kind].since.CompareAndSwap(since, 0) { // else it has just ended
+				kinds |= 1 << kind
+			}
 		case soonest == 0 || due < soonest:
 			soonest = due
 		}
