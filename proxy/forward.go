@@ -262,6 +262,9 @@ func noteAttempts(e *exchange.Exchange, err error) {
 		e.Endpoint, e.Attempts = dial.Endpoint, dial.Attempts
 	}
 	if lost, ok := errors.AsType[*upstream.LostError](err); ok {
-		e.Endpoint, e.Attempts = lost.Endpoint, max(e.Attempts, 1)
+		e.Endpoint, e.Attempts = lost.Endpoint, lost.Attempts
+	}
+	if try, ok := errors.AsType[*upstream.TryError](err); ok {
+		e.Endpoint, e.Attempts = try.Endpoint, try.Attempts
 	}
 }

@@ -74,7 +74,7 @@ func TestBackendThatDoesNotAnswerIs504(t *testing.T) {
 		if resp.StatusCode != http.StatusGatewayTimeout || !strings.Contains(body, `"code":"upstream_timeout"`) {
 			t.Errorf("got %d %s, want 504 upstream_timeout", resp.StatusCode, body)
 		}
-		if r := e.record(t); r.Reason != proxy.UpstreamTimeout {
+		if r := e.record(t); r.Reason != proxy.UpstreamTimeout || r.Endpoint == "" || r.Attempts != 1 {
 			t.Errorf("got record %+v", r)
 		}
 	})

@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"edge/proxy/exchange"
@@ -106,13 +105,13 @@ func (r *Response) explain(ep *endpoint, err error) error {
 		return failed
 	}
 	if cause := r.canceler.Cause(); cause != nil {
-		return fmt.Errorf("request to %s: %w", ep.url, cause)
+		return &TryError{Endpoint: ep.url, Attempts: r.Attempts, Err: cause}
 	}
 	if dial, ok := errors.AsType[*exchange.DialError](err); ok {
 		return &DialError{Endpoint: ep.url, Attempts: r.Attempts, Err: dial.Err}
 	}
 	if lost, ok := errors.AsType[*exchange.LostError](err); ok {
-		return &LostError{Endpoint: ep.url, Err: lost}
+		return &LostError{Endpoint: ep.url, Attempts: r.Attempts, Err: lost}
 	}
-	return fmt.Errorf("request to %s: %w", ep.url, err)
+	return &TryError{Endpoint: ep.url, Attempts: r.Attempts, Err: err}
 }

@@ -127,9 +127,9 @@ type Request struct {
 	Canceler *exchange.Canceler
 }
 
-// Errors of Do. Besides these it returns a *DialError, a *LostError or a
-// *BodyError, or an error that wraps the cause given to the Canceler or that of
-// the end of ctx.
+// Errors of Do, within a *TryError when an endpoint was tried. Besides these it
+// returns a *DialError, a *LostError or a *BodyError, or a *TryError that wraps the
+// cause given to the Canceler or that of the end of ctx.
 var (
 	// ErrNoEndpoint says that health checks hold every endpoint of the pool down.
 	ErrNoEndpoint = errors.New("no healthy endpoint")
@@ -167,7 +167,8 @@ func (e *DialError) Timeout() bool {
 // LostError says that an endpoint accepted a connection, maybe the request too,
 // and then did not deliver a complete reply. Response.Read returns it as well.
 type LostError struct {
-	Endpoint string
+	Endpoint string // the last one tried
+	Attempts int
 	Err      error
 }
 
@@ -176,6 +177,20 @@ func (e *LostError) Error() string { return fmt.Sprintf("lost %s: %v", e.Endpoin
 
 // Unwrap returns the cause.
 func (e *LostError) Unwrap() error { return e.Err }
+
+// TryError says at which endpoint a request ended with Err, which is
+// ErrFirstByteTimeout, ErrBadRequest or the cause of having given it up.
+type TryError struct {
+	Endpoint string
+	Attempts int
+	Err      error
+}
+
+// Error names the endpoint; it is for the log, not for clients.
+func (e *TryError) Error() string { return fmt.Sprintf("request to %s: %v", e.Endpoint, e.Err) }
+
+// Unwrap returns the cause.
+func (e *TryError) Unwrap() error { return e.Err }
 
 // BodyError says that Request.Body failed, which is no fault of an endpoint. A
 // body shorter than Request.Length fails with io.ErrUnexpectedEOF.
