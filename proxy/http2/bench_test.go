@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -273,4 +274,52 @@ func BenchmarkStreamMessage(b *testing.B) {
 		}
 		all.Wait()
 	})
+}
+
+// A conversation on a connection where uploads wait for windows that are used up.
+func BenchmarkMessageBesideStalledUploads(b *testing.B) {
+	address := leanServer(b)
+	client := NewClient(func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", address)
+	}, Options{MaxConns: 1})
+	defer client.Close()
+	p := &peer{Client: client, scheme: "http", host: "models.test"}
+	p.get(b, p.call("/", strings.NewReader("hello"), 5)) // so that the server has said how many it takes
+	const size = 1 << 20
+	big := strings.Repeat("x", size)
+	var stalled sync.WaitGroup
+	var cancelers []*exchange.Canceler
+	const uploads = 150
+	for range uploads {
+		call := p.call("/", strings.NewReader(big), size)
+		cancelers = append(cancelers, call.Canceler)
+		stalled.Go(func() { _, _ = client.Do(call) })
+	}
+	defer stalled.Wait()
+	c := client.conns[0]
+	for blocked := 0; blocked < uploads; time.Sleep(time.Millisecond) {
+		c.mu.Lock()
+		blocked = c.blocked
+		c.mu.Unlock()
+	}
+	r, w := io.Pipe()
+	defer w.Close()
+	reply, err := client.Do(p.call("/echo", r, -1))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer reply.Body.Close()
+	report := reportCPU(b)
+	out, in := make([]byte, 256), make([]byte, 256)
+	for b.Loop() {
+		_, _ = w.Write(out)
+		if _, err := io.ReadFull(reply.Body, in); err != nil {
+			b.Fatal(err)
+		}
+	}
+	report()
+	for _, c := range cancelers {
+		c.Cancel(io.ErrClosedPipe)
+	}
 }

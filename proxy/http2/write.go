@@ -116,12 +116,15 @@ func (c *conn) writeAndUnlock(rounds int) {
 	}
 }
 
-// wakeBlockedLocked has those who wait to send look again.
+// wakeBlockedLocked has those who wait to send look again. Those whose windows are
+// used up have nothing to look for (BenchmarkMessageBesideStalledUploads).
 func (c *conn) wakeBlockedLocked() {
-	if c.blocked == 0 {
+	if c.blocked == 0 || c.sendable <= 0 {
 		return
 	}
 	for _, s := range c.streams {
-		s.wakeLocked()
+		if s.sendable > 0 {
+			s.wakeLocked()
+		}
 	}
 }
