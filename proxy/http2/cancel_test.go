@@ -107,6 +107,7 @@ func TestRapidCancelsAreNoFloodOfRequests(t *testing.T) {
 		s.head(1, true, ":status", "200")
 		<-first
 		s.await("SETTINGS ACK")
+		synctest.Wait() // now the client keeps to them
 		call := p.call("/", nil, 0)
 		second := p.begin(call)
 		s.await("HEADERS 3 END")
