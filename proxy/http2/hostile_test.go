@@ -292,3 +292,25 @@ func TestWhiteSpaceAroundValuesIsNoneOfTheirs(t *testing.T) {
 		}
 	})
 }
+
+// Who reads the end may close the reply before the connection has forgotten it.
+func TestCloseOfACompleteReplyIsNoCancel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, s, done := get1(t)
+		c := p.conns[0]
+		c.mu.Lock()
+		st := c.streams[1]
+		c.mu.Unlock()
+		st.complete(nil)
+		_ = st.Close()
+		_ = s.WritePing(false, [8]byte{})
+		for got := ""; got != "PING ACK"; {
+			if got = s.next(); strings.HasPrefix(got, "RST") || got == "PING" {
+				t.Fatalf("got %s", got)
+			}
+		}
+		c.ended(st, nil)
+		_ = s.nc.Close()
+		<-done
+	})
+}

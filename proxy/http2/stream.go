@@ -183,11 +183,14 @@ func (s *stream) stop(err error) {
 	if s.err == nil {
 		s.err = err
 	}
+	whole := s.whole
 	s.buf.drop()
 	s.changed.Broadcast()
 	s.mu.Unlock()
 	s.deadline.Store(0)
-	s.c.drop(s, h2.ErrCodeCancel)
+	if !whole { // else conn.ended is about to drop it, and there is nothing to cancel
+		s.c.drop(s, h2.ErrCodeCancel)
+	}
 }
 
 // lose ends the reply for its reader when what has come is read.
