@@ -11,7 +11,7 @@ import (
 // heapFloor is how far the heap grows before it is collected, however little of
 // it is live. A proxy that holds few streams has a live heap of some MiB, and Go
 // would collect it dozens of times a second: a tenth of a request's cost.
-const heapFloor = 64 << 20
+const heapFloor = 32 << 20
 
 // raiseHeap keeps heapFloor from now on by the GC percentage, which it sets after
 // each collection: the default where the live heap is large, more where it is
