@@ -3,7 +3,6 @@ package proxy_test
 import (
 	"bufio"
 	"crypto/tls"
-	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -28,7 +27,8 @@ func BenchmarkRequest(b *testing.B) {
 	const reply = "HTTP/1.1 200 OK\r\ndate: Tue, 24 Nov 2026 12:00:00 GMT\r\nserver: uvicorn\r\ncontent-length: 128\r\n" +
 		"content-type: application/json\r\nx-request-id: 0123456789abcdef\r\n\r\n"
 	answer := []byte(reply + strings.Repeat("y", 128))
-	backend := serveRaw(b, func(c net.Conn) {
+	backend := listen(b, func(c *net.TCPConn, _ *bufio.Reader) {
+		_ = c.SetDeadline(time.Time{}) // a benchmark may take its time
 		buf := make([]byte, 8<<10)
 		for got := 0; ; {
 			n, err := c.Read(buf[got:])
@@ -44,7 +44,7 @@ func BenchmarkRequest(b *testing.B) {
 			}
 		}
 	})
-	cfg := onePool("http://" + backend)
+	cfg := onePool(backend)
 	cfg.Routes[0].Timeouts = config.Timeouts{FirstByte: 10 * time.Minute, StreamIdle: 2 * time.Minute, BodyIdle: time.Minute}
 	e := start(b, cfg, func(o *proxy.Options) { o.Observe = func(*proxy.Record) {} })
 	c, err := tls.Dial("tcp", e.addr, clientTLS("a.example.com", "http/1.1"))
@@ -77,28 +77,4 @@ func BenchmarkRequest(b *testing.B) {
 func complete(b []byte, body int) bool {
 	i := strings.Index(string(b), "\r\n\r\n")
 	return i >= 0 && len(b) >= i+4+body
-}
-
-// serveRaw has serve speak on each connection to the address returned.
-func serveRaw(tb testing.TB, serve func(net.Conn)) (addr string) {
-	tb.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { _ = ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer func() { _ = c.Close() }()
-				serve(c)
-				_, _ = io.Copy(io.Discard, c)
-			}()
-		}
-	}()
-	return ln.Addr().String()
 }

@@ -196,6 +196,13 @@ func startBackend(tb testing.TB, h http.HandlerFunc, mod ...func(*config.Config)
 // connection, which is closed afterwards.
 func startRaw(tb testing.TB, serve func(c net.Conn, r *bufio.Reader)) *edge {
 	tb.Helper()
+	return start(tb, onePool(listen(tb, func(c *net.TCPConn, r *bufio.Reader) { serve(c, r) })))
+}
+
+// listen runs a backend that does as serve says with each connection, which is
+// closed afterwards, and returns its URL.
+func listen(tb testing.TB, serve func(c *net.TCPConn, r *bufio.Reader)) string {
+	tb.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
@@ -210,7 +217,7 @@ func startRaw(tb testing.TB, serve func(c net.Conn, r *bufio.Reader)) *edge {
 			running.Go(func() {
 				defer c.Close()
 				_ = c.SetDeadline(time.Now().Add(patience))
-				serve(c, bufio.NewReader(c))
+				serve(c.(*net.TCPConn), bufio.NewReader(c))
 			})
 		}
 	})
@@ -218,7 +225,7 @@ func startRaw(tb testing.TB, serve func(c net.Conn, r *bufio.Reader)) *edge {
 		_ = ln.Close()
 		running.Wait()
 	})
-	return start(tb, onePool("http://"+ln.Addr().String()))
+	return "http://" + ln.Addr().String()
 }
 
 // client speaks one protocol ("h1" or "h2") to e, whatever the URL's host is.

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,29 +23,7 @@ const poison = "poison"
 // the server.
 func startLiar(t *testing.T, protocol config.PoolProtocol, serve func(net.Conn)) *edge {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var running sync.WaitGroup
-	running.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			running.Go(func() {
-				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(patience))
-				serve(c)
-			})
-		}
-	})
-	t.Cleanup(func() { // after the proxy has let go of its connections
-		_ = ln.Close()
-		running.Wait()
-	})
-	cfg := onePool("http://" + ln.Addr().String())
+	cfg := onePool(listen(t, func(c *net.TCPConn, _ *bufio.Reader) { serve(c) }))
 	cfg.Pools["p"].Protocol = protocol
 	return start(t, cfg)
 }

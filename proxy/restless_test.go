@@ -14,35 +14,6 @@ import (
 	"time"
 )
 
-// listen runs a backend that does as serve says with each connection, which is
-// closed afterwards, and returns its URL.
-func listen(tb testing.TB, serve func(c *net.TCPConn, r *bufio.Reader)) string {
-	tb.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	var running sync.WaitGroup
-	running.Go(func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			running.Go(func() {
-				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(patience))
-				serve(c.(*net.TCPConn), bufio.NewReader(c))
-			})
-		}
-	})
-	tb.Cleanup(func() {
-		_ = ln.Close()
-		running.Wait()
-	})
-	return "http://" + ln.Addr().String()
-}
-
 // farewell is a way to end a connection.
 type farewell int
 
